@@ -1,0 +1,160 @@
+"""Evaluate on a folder of files: `python eval/folder.py --data FOLDER --checkpoint NAME=PATH --out DIR`.
+
+The protocol: every query of a split's qrels is asked over all passages of one language; BM25 and each encoder give
+their best k passages; MRR@k and Recall@k are means over the queries of the qrels. Rows: BM25, the encoder with random
+weights (what the architecture and tokenizer give without any training), then the checkpoints in the order given.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcontriever.artifact import write_text
+from mcontriever.errors import UsageError, run_command
+from mcontriever.evaluation import EvaluationSet, Measure, Results, Task, Value, evaluate, mean, parse_pairs, write_run
+from mcontriever.progress import track
+from mcontriever.settings import parse
+
+if TYPE_CHECKING:
+    from mcontriever.encoder import Encoder
+
+Run = dict[str, dict[str, float]]
+Ranker = Callable[[Iterable[Task], int], Iterator[Run]]  # tasks over the same passages, depth -> a run a task
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSettings:
+    """Evaluate BM25, a random encoder and checkpoints on a folder of queries, passages and qrels."""
+
+    data: str
+    """A folder with corpus.<lang>.jsonl[.gz], queries.<lang>.jsonl[.gz] and qrels/<split>.<lang>.tsv."""
+    out: str
+    """Where results.json, table.md and the runs are written."""
+    checkpoint: tuple[str, ...] = ()
+    """Checkpoints as NAME=PATH, separated by commas."""
+    random: str = ""
+    """A checkpoint whose architecture and tokenizer are also evaluated with fresh random weights."""
+    bm25: bool = True
+    """Whether BM25 is evaluated."""
+    pairs: tuple[str, ...] = ()
+    """Tasks such as ar-en (Arabic questions, English passages); by default each language alone, then each to English."""
+    split: str = "test"
+    """Which qrels."""
+    k: tuple[str, ...] = ("10", "100")
+    """Cuts of MRR and Recall."""
+    seed: int = 0
+    """Of the random encoder."""
+    device: str = ""
+    """cpu, cuda, cuda:1 ...; by default a GPU where there is one."""
+    batch_tokens: int = 4096
+    """Tokens that go through an encoder at a time."""
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Evaluate, write, print the table, and return what `results.json` holds."""
+    settings = parse(FolderSettings, argv, prog="eval/folder.py")
+    measures = [Measure.parse(f"{name}@{k}") for name in ("MRR", "Recall") for k in settings.k]
+    data = EvaluationSet.open(settings.data)
+    pairs = parse_pairs(settings.pairs) or data.pairs(settings.split)
+    # tasks over the same passages together, so that these are embedded once
+    tasks = sorted((data.task(*pair, settings.split) for pair in pairs), key=lambda task: task.passage_language)
+    depth = max(measure.k for measure in measures)
+    results = Results({"data": settings.data, "split": settings.split, "seed": settings.seed})
+    for system, ranker in _systems(settings):
+        scored = {}
+        for _, group in itertools.groupby(tasks, key=lambda task: task.passage_language):
+            same = list(group)
+            for task, run in zip(same, ranker(same, depth), strict=True):
+                scored[task.name] = evaluate(run, task.qrels, measures)
+                write_run(
+                    Path(settings.out) / "runs" / f"{_file_name(system)}.{task.name}.trec", run, _file_name(system)
+                )
+        by_name = {task.name: task for task in tasks}
+        for name in (f"{query}-{passage}" for query, passage in pairs):
+            for measure in measures:
+                values, task = scored[name][measure], by_name[name]
+                results.add(Value(system, name, str(measure), mean(values), len(values), len(task.passages)))
+    results.save(Path(settings.out) / "results.json")
+    write_text(Path(settings.out) / "table.md", results.markdown())
+    sys.stdout.write(results.terminal())
+    return results.as_dict()
+
+
+def _systems(settings: FolderSettings) -> Iterator[tuple[str, Ranker]]:
+    """Names and rankers, made one at a time: two large encoders need not fit into memory together."""
+    named = [_named(word) for word in settings.checkpoint]
+    taken = ["BM25"] * settings.bm25 + ["random encoder"] * bool(settings.random) + [name for name, _ in named]
+    for name in taken:
+        if [_file_name(other) for other in taken].count(_file_name(name)) > 1:
+            raise UsageError(f"two rows are called {name!r}; name checkpoints as NAME=PATH, each differently")
+    if not taken:
+        raise UsageError("nothing to evaluate; give --checkpoint NAME=PATH, --random PATH or --bm25 true")
+    if settings.bm25:
+        yield "BM25", _rank_bm25
+    if settings.random:
+        yield "random encoder", _rank_dense(_randomised(_load(settings, settings.random), settings.seed))
+    for name, path in named:
+        yield name, _rank_dense(_load(settings, path))
+
+
+def _rank_bm25(tasks: Iterable[Task], depth: int) -> Iterator[Run]:
+    from mcontriever.retrieval import LexicalIndex
+
+    tasks = list(tasks)
+    index, passages = LexicalIndex.build(tasks[0].passages), tasks[0].passages
+    for task in track(tasks, f"BM25 over {tasks[0].passage_language}", "tasks", len(tasks)):
+        scores, rows = index.search([query.text for query in task.queries], depth)
+        yield {
+            query.id: {passages[row].id: float(score) for score, row in zip(*best, strict=True)}
+            for query, *best in zip(task.queries, scores, rows, strict=True)
+        }
+
+
+def _rank_dense(encoder: Encoder) -> Ranker:
+    from mcontriever.retrieval import Searcher
+
+    def rank(tasks: Iterable[Task], depth: int) -> Iterator[Run]:
+        tasks = list(tasks)
+        searcher = Searcher.from_passages(encoder, tasks[0].passages)
+        for task in tasks:
+            hits = searcher.search_many([query.text for query in task.queries], min(depth, len(searcher)))
+            yield {
+                query.id: {hit.id: hit.score for hit in best} for query, best in zip(task.queries, hits, strict=True)
+            }
+
+    return rank
+
+
+def _load(settings: FolderSettings, path: str) -> Encoder:
+    from mcontriever.encoder import load
+
+    return load(path, device=settings.device or None)
+
+
+def _randomised(encoder: Encoder, seed: int) -> Encoder:
+    """An encoder of the same configuration, contract and tokenizer with fresh weights."""
+    import torch
+
+    from mcontriever.encoder import Encoder
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(encoder.config, encoder.contract, encoder.tokenizer).to(encoder.device).eval()
+
+
+def _named(word: str) -> tuple[str, str]:
+    name, equals, path = word.partition("=")
+    return (name, path) if equals else (Path(word).name, word)
+
+
+def _file_name(system: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in system)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

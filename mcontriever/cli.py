@@ -1,0 +1,105 @@
+"""The `mcontriever` command: a table of verbs, each a settings class and a function of one of the rooms.
+
+Nothing heavy is imported here: `mcontriever --help` must answer at once, and a verb imports only its own room.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import ArtifactError, UsageError, did_you_mean, run_command
+from .settings import parse
+from .version import __version__
+
+
+class Verb(NamedTuple):
+    """Where a verb lives: a module with the settings class and the function, and what may be given by position."""
+
+    module: str
+    settings: str
+    function: str
+    positionals: tuple[str, ...]
+    help: str
+
+
+VERBS = {
+    "prepare": Verb("corpus.prepare", "PrepareSettings", "prepare", ("corpus", "out"), "raw text to token shards"),
+    "embed": Verb("retrieval.embed", "EmbedSettings", "embed", ("checkpoint", "corpus", "out"), "passages to vectors"),
+    "index": Verb("retrieval.index", "IndexSettings", "build_index", ("vectors", "out"), "vectors to a search index"),
+    "search": Verb("retrieval.terminal", "SearchSettings", "search_command", ("index", "query"), "answer a question"),
+    "inspect": Verb("cli", "InspectSettings", "inspect", ("path",), "say what a folder we wrote is and holds"),
+}
+_ELSEWHERE = """\
+Training:    deepspeed mcontriever/train.py --recipe NAME   (or: python -m mcontriever.train --recipe NAME)
+Evaluation:  python eval/folder.py --data FOLDER --checkpoint NAME=PATH --out DIR
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings:
+    """Verify a folder written by mcontriever and say what it is."""
+
+    path: str
+    """A checkpoint, token shards, vectors or an index."""
+
+
+def inspect(settings: InspectSettings) -> None:
+    """Verify and describe; for a checkpoint, its contract in words."""
+    from .artifact import MANIFEST, open_artifact
+
+    path, kind = Path(settings.path), "checkpoint"
+    if (path / MANIFEST).is_file():
+        try:
+            kind = str(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["artifact"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path / MANIFEST}: damaged ({error}); write the folder again") from error
+    found = open_artifact(path, kind)
+    size = sum(facts["bytes"] for facts in found.files.values())
+    lines = [f"{settings.path}: {found.kind}, complete, {len(found.files)} files, {size / 1e6:,.1f} MB"]
+    if "contract.json" in found.files:
+        from .encoder.contract import Contract
+
+        lines.append(Contract.read(path).in_words())
+    lines += [f"{name + ':':14}{value}" for name, value in found.meta.items()]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one verb."""
+    words = list(argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+        if not words:
+            raise UsageError("no verb was given; see the list above")
+        return
+    name, *rest = words
+    if name in ("--version", "-V"):
+        sys.stdout.write(f"mcontriever {__version__}\n")
+        return
+    if name not in VERBS:
+        raise UsageError(f"unknown verb {name!r}; {did_you_mean(name, VERBS)}")
+    verb = VERBS[name]
+    module = importlib.import_module(f"mcontriever.{verb.module}")
+    settings = parse(getattr(module, verb.settings), rest, prog=f"mcontriever {name}", positionals=verb.positionals)
+    getattr(module, verb.function)(settings)
+
+
+def entry() -> None:
+    """What the installed `mcontriever` script calls."""
+    raise SystemExit(run_command(main))
+
+
+def _overview() -> str:
+    lines = ["usage: mcontriever VERB ... [--help]", ""]
+    for name, verb in VERBS.items():
+        places = " ".join(place.upper() for place in verb.positionals)
+        lines.append(f"  {name:<8} {places:<22}  {verb.help}")
+    return "\n".join(
+        [*lines, "", _ELSEWHERE + "Options:     --help, --version, --debug (show an error's traceback)", ""]
+    )

@@ -1,0 +1,9 @@
+"""One model turns queries and passages of any language into vectors here, and a checkpoint knows how to use itself."""
+
+from __future__ import annotations
+
+from .checkpoint import load, save
+from .contract import CheckpointError, Contract
+from .model import Encoder, ModelSettings
+
+__all__ = ["CheckpointError", "Contract", "Encoder", "ModelSettings", "load", "save"]

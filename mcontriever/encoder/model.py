@@ -1,0 +1,210 @@
+"""The one encoder of queries and passages, in training and in use: packed token ids in, one vector a sequence out.
+
+The layers are transformers' own, so that any tool can open our checkpoints; ours are the packed layout and the pooling.
+Letters: B sequences, T tokens of all of them together, D dimensions, N texts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
+
+from ..corpus.tokenizer import Tokenizer
+from ..errors import DataError
+from ..pairs import Packed, pack
+from ..settings import in_range
+from . import attention
+from .contract import CheckpointError, Contract, Rules
+
+attention.register()
+
+ARCHITECTURES = {"xlm-roberta": (XLMRobertaConfig, XLMRobertaModel), "bert": (BertConfig, BertModel)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The shape of a new encoder, of XLM-R's kind."""
+
+    layers: int = 4
+    """How many transformer layers."""
+    hidden: int = 256
+    """Dimensions of a token, and of the vectors."""
+    heads: int = 4
+    """Attention heads; they share the dimensions evenly."""
+    intermediate: int = 1024
+    """Dimensions inside a layer's feed-forward part."""
+    max_positions: int = 514
+    """Positions; XLM-R never uses the first two, so this is the longest sequence plus two."""
+    dropout: float = 0.1
+    """Dropout on hidden states while training; the packed attention has none of its own."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "intermediate"):
+            in_range(name, getattr(self, name), 1, 1_000_000)
+        in_range("max_positions", self.max_positions, 5, 1_000_000)
+        in_range("dropout", self.dropout, 0, 1, high_open=True)
+        in_range(f"heads (hidden {self.hidden} % heads {self.heads})", self.hidden % self.heads, 0, 0)
+
+
+class Encoder(nn.Module):
+    """Texts to vectors, by the rules of a contract."""
+
+    source: str = ""
+    """The folder or hub name this was loaded from; empty for one that was not."""
+    precision: str = "fp32"
+    """fp32, or bf16 to run `encode_queries` and `encode_passages` in autocast."""
+
+    def __init__(self, config: Any, contract: Contract, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        if config.model_type not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise CheckpointError(f"model_type {config.model_type!r} cannot be loaded; known: {known}")
+        contract.verify(tokenizer, config)
+        self.config, self.contract, self.tokenizer = config, contract, tokenizer
+        self.model: nn.Module = ARCHITECTURES[config.model_type][1](config, add_pooling_layer=False)
+        self.model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+
+    @classmethod
+    def random(
+        cls, settings: ModelSettings, tokenizer: Tokenizer, *, seed: int = 0, **rules: typing.Unpack[Rules]
+    ) -> Encoder:
+        """A new encoder with weights drawn from `seed`; `rules` change its contract (pooling, max lengths, …)."""
+        config = XLMRobertaConfig(
+            vocab_size=tokenizer.vocab_size,
+            num_hidden_layers=settings.layers,
+            hidden_size=settings.hidden,
+            num_attention_heads=settings.heads,
+            intermediate_size=settings.intermediate,
+            max_position_embeddings=settings.max_positions,
+            hidden_dropout_prob=settings.dropout,
+            attention_probs_dropout_prob=0.0,
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+            bos_token_id=tokenizer.bos,
+            pad_token_id=tokenizer.pad,
+            eos_token_id=tokenizer.eos,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, Contract.of(config, tokenizer, **rules), tokenizer)
+
+    def forward(self, packed: Packed) -> Tensor:
+        """B packed sequences, special tokens included, to (B, D) in fp32 whatever the weights are in."""
+        layout = attention.Layout.of(packed.lengths)
+        hidden = self.model(
+            input_ids=packed.ids[None], position_ids=self._positions(packed)[None], layout=layout
+        ).last_hidden_state[0]  # (T, D)
+        starts = packed.cu_seqlens[:-1]
+        if self.contract.pooling == "cls":
+            vectors = hidden[starts].float()
+        else:
+            vectors = torch.segment_reduce(hidden.float(), "mean", lengths=packed.lengths, axis=0)
+        return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
+
+    def _positions(self, packed: Packed) -> Tensor:
+        """Each token's position in its own sequence, (T,), as the architecture counts."""
+        starts = packed.cu_seqlens[:-1].repeat_interleave(packed.lengths)
+        first = self.config.pad_token_id + 1 if self.config.model_type == "xlm-roberta" else 0
+        return torch.arange(len(packed.ids), device=packed.ids.device) - starts + first
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    @overload
+    def encode_queries(
+        self, texts: Sequence[str], *, batch_tokens: int = ..., as_numpy: Literal[True] = ...
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def encode_queries(self, texts: Sequence[str], *, batch_tokens: int = ..., as_numpy: Literal[False]) -> Tensor: ...
+    def encode_queries(
+        self, texts: Sequence[str], *, batch_tokens: int = 4096, as_numpy: bool = True
+    ) -> NDArray[np.float32] | Tensor:
+        """Queries to (N, D) in their order. A forward pass takes about `batch_tokens` tokens, sorted by length."""
+        _refuse_string(texts)
+        prepared = [self.contract.query_text(_checked(text, text, f"query {row}")) for row, text in enumerate(texts)]
+        vectors = self._encode(prepared, self.contract.query_max_length, batch_tokens)
+        return vectors.numpy() if as_numpy else vectors
+
+    @overload
+    def encode_passages(
+        self, passages: Sequence[str | tuple[str, str]], *, batch_tokens: int = ..., as_numpy: Literal[True] = ...
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def encode_passages(
+        self, passages: Sequence[str | tuple[str, str]], *, batch_tokens: int = ..., as_numpy: Literal[False]
+    ) -> Tensor: ...
+    def encode_passages(
+        self, passages: Sequence[str | tuple[str, str]], *, batch_tokens: int = 4096, as_numpy: bool = True
+    ) -> NDArray[np.float32] | Tensor:
+        """Passages, texts or (title, text) pairs, to (N, D) in their order; see `encode_queries`."""
+        _refuse_string(passages)
+        prepared = []
+        for row, passage in enumerate(passages):
+            title, text = passage if isinstance(passage, tuple | list) else ("", passage)
+            _checked(title, f"{title}{text}", f"passage {row}'s title")
+            _checked(text, f"{title}{text}", f"passage {row}")
+            prepared.append(self.contract.passage_text(text, title))
+        vectors = self._encode(prepared, self.contract.passage_max_length, batch_tokens)
+        return vectors.numpy() if as_numpy else vectors
+
+    def _encode(self, texts: list[str], max_length: int, batch_tokens: int) -> Tensor:
+        vectors = torch.empty(len(texts), self.contract.dimension)
+        sequences = self.tokenizer.encode(texts) if texts else []
+        # Longest first: what does not fit into memory fails at once, not after an hour.
+        order = sorted(range(len(texts)), key=lambda row: -len(sequences[row]))
+        with self._inference():
+            for rows in _batches(order, [min(len(ids) + 2, max_length) for ids in sequences], batch_tokens):
+                chosen = [sequences[row] for row in rows]
+                packed = pack(chosen, self.tokenizer.bos, self.tokenizer.eos, max_length).to(self.device)
+                vectors[rows] = self(packed).cpu()
+        return vectors
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        was_training = self.training
+        self.eval()
+        try:
+            # One autocast for all batches: its copies of the weights are made once and kept until it ends.
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                yield
+        finally:
+            self.train(was_training)
+
+
+def _batches(order: list[int], lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Cut `order` where the next sequence would pass the budget; one longer than the budget goes alone."""
+    batch: list[int] = []
+    total = 0
+    for row in order:
+        if batch and total + lengths[row] > batch_tokens:
+            yield batch
+            batch, total = [], 0
+        batch.append(row)
+        total += lengths[row]
+    if batch:
+        yield batch
+
+
+def _checked(text: object, whole: object, what: str) -> str:
+    if not isinstance(text, str):
+        raise DataError(f"{what} is {text!r}; expected a text")
+    if not str(whole).strip():
+        raise DataError(f"{what} is empty; leave it out or give it a text (counted from 0)")
+    return text
+
+
+def _refuse_string(texts: object) -> None:
+    if isinstance(texts, str):
+        raise DataError(f"expected a list of texts, got one text {texts[:40]!r}; write [text]")

@@ -1,0 +1,81 @@
+"""Token sequences laid end to end instead of padded, because a padded batch of crops is two fifths padding.
+
+Everything from the views to the attention works on this one layout, so no attention mask exists that could be wrong.
+Letters: B sequences, T tokens of all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """B token sequences end to end, their special tokens included."""
+
+    ids: Tensor  # (T,) int64
+    lengths: Tensor  # (B,) int64, each at least 1
+
+    def __len__(self) -> int:
+        return int(self.lengths.shape[0])
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """Where each sequence starts, and the end of the last: (B+1,) int64."""
+        return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0))
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same sequences on another device."""
+        return Packed(self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+
+    def split(self) -> list[Tensor]:
+        """The B sequences one by one, as views of `ids`."""
+        return list(self.ids.split(self.lengths.tolist()))
+
+    @classmethod
+    def of(cls, sequences: Sequence[NDArray[Any]]) -> Packed:
+        """Pack sequences as they are; an empty one has no place in a batch."""
+        lengths = [len(sequence) for sequence in sequences]
+        if not lengths or min(lengths) == 0:
+            raise ValueError(f"expected at least one sequence and no empty one, got lengths {lengths}")
+        ids = np.concatenate(sequences).astype(np.int64)
+        return cls(torch.from_numpy(ids), torch.tensor(lengths, dtype=torch.int64))
+
+
+def pack(sequences: Sequence[NDArray[Any]], bos: int, eos: int, max_length: int) -> Packed:
+    """Wrap each sequence in bos and eos, cut so that the whole fits `max_length`, and pack them."""
+    if max_length < 2:
+        raise ValueError(f"max_length must leave room for bos and eos, got {max_length}")
+    edges = np.array([bos]), np.array([eos])
+    return Packed.of([np.concatenate([edges[0], sequence[: max_length - 2], edges[1]]) for sequence in sequences])
+
+
+@dataclass(frozen=True, eq=False)
+class PairBatch:
+    """B pairs. Rows of equal `group` are about the same thing and must never serve as each other's negatives."""
+
+    query: Packed
+    passage: Packed
+    group: Tensor  # (B,) int64
+    language: Tensor  # (B,) int64, an index into `languages`
+    languages: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """The same pairs on another device; `language` stays, it is only ever counted."""
+        group = self.group.to(device, non_blocking=True)
+        return PairBatch(self.query.to(device), self.passage.to(device), group, self.language, self.languages)
+
+    def language_counts(self) -> dict[str, int]:
+        """How many rows are of which language."""
+        counts = torch.bincount(self.language, minlength=len(self.languages)).tolist()
+        return {name: count for name, count in zip(self.languages, counts, strict=True) if count}

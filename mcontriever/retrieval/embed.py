@@ -1,0 +1,112 @@
+"""Passages to vectors: `mcontriever embed`. Streams the corpus in chunks, so memory does not grow with it."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..artifact import is_artifact, open_artifact, writing
+from ..corpus.formats import Passage, read_passages
+from ..errors import ArtifactError, DataError
+from ..progress import bar
+from ..settings import in_range
+from .store import PassageWriter, count_and_hash
+from .vectors import KIND, VECTORS, describe_encoder
+
+CHUNK = 4096  # passages held at a time; inside it the encoder sorts by length, so larger pads and waits less
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
+    """Embed the passages of a corpus with a checkpoint."""
+
+    checkpoint: str
+    """A checkpoint folder, or the name of a model on the Hugging Face hub."""
+    corpus: str
+    """A folder with corpus.<language>.jsonl[.gz] files, or one such file."""
+    out: str
+    """The folder to write."""
+    batch_tokens: int = 4096
+    """Tokens that go through the encoder at a time."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is faster where the hardware knows it; vectors are stored as float32 either way."""
+    device: str = ""
+    """cpu, cuda, cuda:1 ...; by default a GPU where there is one."""
+    overwrite: bool = False
+    """Replace what lies at out."""
+
+    def __post_init__(self) -> None:
+        in_range("batch_tokens", self.batch_tokens, 1, 10_000_000)
+
+
+def embed(settings: EmbedSettings) -> Path:
+    """Write a `vectors` artifact. One already made from the same passages by the same encoder is left as it is."""
+    from ..encoder import load
+
+    count, passages_hash = count_and_hash(read_passages(settings.corpus))
+    if not count:
+        raise DataError(f"{settings.corpus}: no passages; expected lines like {{'_id', 'title', 'text'}}")
+    out = Path(settings.out)
+    encoder = load(settings.checkpoint, device=settings.device or None, precision=settings.precision)
+    meta = {
+        "count": count,
+        "passages": passages_hash,
+        "precision": settings.precision,
+        "encoder": describe_encoder(encoder, settings.checkpoint),
+    }
+    if same_inputs(out, KIND, meta) and not settings.overwrite:
+        sys.stderr.write(f"{out}: made from the same passages by the same encoder already; kept\n")
+        return out
+    refuse_existing(out, settings.overwrite)
+    with writing(out, KIND, overwrite=settings.overwrite) as draft:
+        draft.meta.update(meta)
+        shape = (count, encoder.contract.dimension)
+        array = np.lib.format.open_memmap(draft.folder / VECTORS, mode="w+", dtype=np.float32, shape=shape)
+        passages, start = PassageWriter(draft.folder), 0
+        with bar("Embedding", count, "passages") as running:
+            for chunk in _chunks(read_passages(settings.corpus), CHUNK):
+                texts = [(passage.title, passage.text) for passage in chunk]
+                rows = encoder.encode_passages(texts, batch_tokens=settings.batch_tokens)
+                if not np.isfinite(rows).all():
+                    bad = chunk[int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])]
+                    raise ArtifactError(f"{settings.checkpoint}: its vector for passage {bad.id!r} is not finite")
+                array[start : start + len(chunk)] = rows
+                for passage in chunk:
+                    passages.write(passage)
+                start += len(chunk)
+                running.advance(len(chunk))
+        if start != count:
+            raise DataError(f"{settings.corpus}: changed while it was read ({count} passages, then {start})")
+        array.flush()
+        passages.close()
+    return out
+
+
+def same_inputs(path: Path, kind: str, meta: dict[str, Any]) -> bool:
+    """Whether a complete artifact with this `meta` lies there; where an encoder was found is not part of it."""
+
+    def comparable(meta: dict[str, Any]) -> dict[str, Any]:
+        encoder = {key: value for key, value in meta.get("encoder", {}).items() if key != "checkpoint"}
+        return meta | {"encoder": encoder}
+
+    if not is_artifact(path, kind):
+        return False
+    return comparable(open_artifact(path, kind, verify=True).meta) == comparable(meta)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Say at once, before any work, that something else lies at `path`."""
+    if path.exists() and not overwrite:
+        raise ArtifactError(f"{path} exists already and was made from other inputs; give --overwrite, or another --out")
+
+
+def _chunks(passages: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
+    iterator = iter(passages)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk

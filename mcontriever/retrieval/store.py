@@ -1,0 +1,82 @@
+"""The passages beside their vectors: one JSON line each and the byte offset of every line, read one at a time.
+
+Row n of the vectors is line n; a search over millions of passages must not hold their text in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ..artifact import Artifact
+from ..corpus.formats import Passage
+from ..errors import ArtifactError
+
+PASSAGES, LINES = "passages.jsonl", "lines.npy"
+
+
+def line(passage: Passage) -> bytes:
+    """A passage as it is stored."""
+    fields = {"id": passage.id, "title": passage.title, "text": passage.text, "language": passage.language}
+    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+
+
+def count_and_hash(passages: Iterable[Passage]) -> tuple[int, str]:
+    """How many there are, and one hash of all they say, in one pass and without holding them."""
+    digest, count = hashlib.sha256(), 0
+    for passage in passages:
+        digest.update(line(passage))
+        count += 1
+    return count, digest.hexdigest()
+
+
+class PassageWriter:
+    """Appends passages to a draft's folder; `close` writes the offsets."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._offsets = folder, [0]
+        self._stream: BinaryIO = (folder / PASSAGES).open("wb")
+
+    def write(self, passage: Passage) -> None:
+        """Append one."""
+        self._offsets.append(self._offsets[-1] + self._stream.write(line(passage)))
+
+    def close(self) -> None:
+        """End the file and write where its lines begin."""
+        self._stream.close()
+        np.save(self._folder / LINES, np.asarray(self._offsets, dtype=np.int64), allow_pickle=False)
+
+
+class PassageStore:
+    """Passages by row, from a verified artifact."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._path = artifact.file(PASSAGES)
+        offsets = np.load(artifact.file(LINES), allow_pickle=False, mmap_mode="r")
+        if offsets.ndim != 1 or len(offsets) == 0 or offsets[-1] != self._path.stat().st_size:
+            raise ArtifactError(f"{artifact.path}: {LINES} does not belong to its {PASSAGES}; write the folder again")
+        self._offsets = offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, row: int) -> Passage:
+        # A negative row would be a valid Python index and silently answer with the wrong passage.
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} passages")
+        with self._path.open("rb") as stream:
+            stream.seek(int(self._offsets[row]))
+            return _passage(stream.read(int(self._offsets[row + 1] - self._offsets[row])))
+
+    def __iter__(self) -> Iterator[Passage]:
+        with self._path.open("rb") as stream:
+            yield from map(_passage, stream)
+
+
+def _passage(data: bytes) -> Passage:
+    return Passage(**json.loads(data))

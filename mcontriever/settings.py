@@ -1,0 +1,243 @@
+"""How settings are read: a frozen dataclass's defaults, then a recipe file, then dotted overrides.
+
+Each room owns its dataclasses; this module only reads them. jsonargparse does the typing, the defaults and the help;
+what is ours is to say, in one line and before any work starts, which file and which key is wrong and what was meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tomllib
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import SettingsError, UsageError, did_you_mean
+
+T = TypeVar("T")
+
+RECIPES = Path(__file__).parent / "recipes"
+_OVERRIDES = "command line"
+
+
+def parse(
+    cls: type[T],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    positionals: Sequence[str] = (),
+    recipes: bool = False,
+) -> T:
+    """Build `cls` from a command line.
+
+    `--key value`, `--key=value` and, for booleans, a bare `--key` set a field; dots reach into nested dataclasses; the
+    fields named in `positionals` may be given by position. With `recipes`, `--recipe FILE-or-NAME` is read first.
+    """
+    if any(argument in ("-h", "--help") for argument in argv):
+        _show_help(cls, prog, positionals, recipes)
+        raise SystemExit(0)
+    recipe, overrides = None, {}
+    for key, value in _split(cls, argv, prog, positionals, recipes):
+        if key == "recipe" and recipes:
+            recipe = find_recipe(value)
+        else:
+            overrides[key] = value
+    return build(cls, recipe, overrides, positionals=positionals)
+
+
+def build(
+    cls: type[T],
+    recipe: Path | None = None,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    positionals: Sequence[str] = (),
+) -> T:
+    """Defaults, then the TOML file `recipe`, then dotted `overrides`; raises `SettingsError` and does nothing else."""
+    overrides = dict(overrides or {})
+    known = dict(_leaves(cls))
+    for key in overrides:
+        if key not in known:
+            raise SettingsError(f"{_OVERRIDES}: unknown setting {key!r}; {did_you_mean(key, known)}")
+    arguments = [f"--recipe={recipe}"] if recipe else []
+    if recipe:
+        _check_recipe_keys(cls, recipe)
+    arguments += [f"--{key}={_as_toml(known[key], value)}" for key, value in overrides.items()]
+    missing = [field.name for field in dataclasses.fields(cls) if _is_required(field)]  # type: ignore[arg-type]
+    missing = [name for name in missing if name not in overrides and not _in_recipe(recipe, name)]
+    if missing:
+        what = ", ".join(name.upper() if name in positionals else f"--{name}" for name in missing)
+        raise SettingsError(f"{recipe or _OVERRIDES}: missing {what}; see --help")
+    parser = _parser(cls)
+    try:
+        tree = parser.instantiate(parser.parse_args(arguments))
+    except SettingsError as error:
+        raise SettingsError(f"{recipe or _OVERRIDES}: {error}") from error
+    except Exception as error:
+        raise _explain(error, recipe, overrides, known) from error
+    return cls(**{field.name: tree[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def dump(settings: object) -> str:
+    """The resolved tree as TOML: reading it back gives equal settings."""
+    import toml
+
+    return str(toml.dumps(_plain(settings)))
+
+
+def find_recipe(name: str) -> Path:
+    """A path to a recipe: a file as given, or one of the recipes that come with the package by name."""
+    for candidate in (Path(name), RECIPES / f"{name}.toml"):
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(path.stem for path in RECIPES.glob("*.toml"))
+    raise UsageError(f"--recipe {name}: no such file, nor a recipe of that name; {did_you_mean(name, shipped)}")
+
+
+def in_range(
+    name: str, value: float, low: float, high: float, *, low_open: bool = False, high_open: bool = False
+) -> None:
+    """For `__post_init__`: complain unless `value` lies between the bounds (closed unless said to be open)."""
+    above = value > low if low_open else value >= low
+    below = value < high if high_open else value <= high
+    if not (above and below):
+        interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+        raise SettingsError(f"{name} must lie in {interval}, got {value!r}")
+
+
+def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+    """For `__post_init__`: complain unless `value` is one of the allowed words."""
+    words = list(allowed)
+    if value not in words:
+        raise SettingsError(f"{name} must be one of {', '.join(words)}, got {value!r}; {did_you_mean(value, words)}")
+
+
+def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _leaves(typing.cast(type, hint), f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", hint
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _split(
+    cls: type, argv: Sequence[str], prog: str, positionals: Sequence[str], recipes: bool
+) -> Iterator[tuple[str, str]]:
+    """Command-line words to (key, value) pairs. Every option takes a value; a boolean may leave it out."""
+    known = dict(_leaves(cls)) | ({"recipe": str} if recipes else {})
+    words, places = list(argv), list(positionals)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            if not places:
+                raise UsageError(f"{prog}: unexpected argument {word!r}; options look like --key value, see --help")
+            yield places.pop(0), word
+            continue
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if key not in known:
+            raise SettingsError(f"{_OVERRIDES}: unknown option --{key}; {did_you_mean(key, known)}")
+        if not equals:
+            is_flag = known[key] is bool
+            if is_flag and (not words or words[0] not in ("true", "false")):
+                value = "true"
+            elif not words:
+                raise UsageError(f"{prog}: option --{key} needs a value")
+            else:
+                value = words.pop(0)
+        yield key, value
+
+
+def _as_toml(hint: Any, value: str) -> str:
+    """`en,sw` for a field of strings becomes `["en", "sw"]`; everything else is taken as it stands."""
+    if typing.get_origin(hint) in (tuple, list) and not value.startswith("["):
+        return "[" + ", ".join(f'"{item.strip()}"' for item in value.split(",") if item.strip()) + "]"
+    return value
+
+
+def _in_recipe(recipe: Path | None, name: str) -> bool:
+    return recipe is not None and name in _read_toml(recipe)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _check_recipe_keys(cls: type, path: Path) -> None:
+    def walk(cls: type, table: Mapping[str, Any], at: str) -> None:
+        hints = typing.get_type_hints(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key, value in table.items():
+            if key not in names:
+                near = did_you_mean(key, names)
+                raise SettingsError(f"{path}: unknown setting {at}{key}; {near}")
+            if dataclasses.is_dataclass(hints[key]):
+                if not isinstance(value, dict):
+                    raise SettingsError(f"{path}: {at}{key} must be a table [{at}{key}], got {value!r}")
+                walk(typing.cast(type, hints[key]), value, f"{at}{key}.")
+
+    walk(cls, _read_toml(path), "")
+
+
+def _parser(cls: type) -> Any:
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(parser_mode="toml", exit_on_error=False)
+    parser.add_argument("--recipe", action="config", help="a TOML file of settings, or the name of a shipped recipe")
+    parser.add_class_arguments(cls)
+    return parser
+
+
+def _explain(
+    error: Exception, recipe: Path | None, overrides: Mapping[str, str], known: Mapping[str, Any]
+) -> Exception:
+    text = " ".join(str(error).split())
+    for key, hint in sorted(known.items(), key=lambda item: -len(item[0])):
+        if f'"{key}"' in text or f"'{key}'" in text:
+            where = _OVERRIDES if key in overrides else recipe or _OVERRIDES
+            given = text.partition("Got value: ")[2] or repr(overrides.get(key, "?"))
+            return SettingsError(f"{where}: {key} must be {_in_words(hint)}, got {given}")
+    if isinstance(error, ValueError | TypeError) or type(error).__name__ == "ArgumentError":
+        return SettingsError(f"{recipe or _OVERRIDES}: {text}")
+    return error
+
+
+def _in_words(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return plain.get(hint) or str(hint).replace("typing.", "")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _show_help(cls: type, prog: str, positionals: Sequence[str], recipes: bool) -> None:
+    parser = _parser(cls)
+    places = " ".join(name.upper() for name in positionals)
+    parser.usage = " ".join(filter(None, [prog, places, "[--recipe RECIPE]" if recipes else "", "[--key value ...]"]))
+    if positionals:
+        parser.epilog = f"{places} may be given by position. --debug shows the traceback of an error."
+    text = parser.format_help()
+    if not recipes:
+        recipe_lines = ("--recipe", "name of a shipped")
+        text = "\n".join(line for line in text.splitlines() if not any(part in line for part in recipe_lines))
+    sys.stdout.write(text.rstrip() + "\n")

@@ -1,0 +1,36 @@
+"""The training entry: `deepspeed mcontriever/train.py`, the same under torchrun, or `python -m mcontriever.train`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+if not __package__:
+    # Started as a file, Python puts this folder first on the path: our modules would shadow others, and `mcontriever`
+    # itself would not be found.
+    _here = pathlib.Path(__file__).resolve().parent
+    sys.path[:] = [str(_here.parent)] + [entry for entry in sys.path if pathlib.Path(entry or ".").resolve() != _here]
+    __package__ = "mcontriever"
+
+from .errors import UsageError, run_command
+
+
+def main(argv: list[str]) -> None:
+    """Parse the recipe and run it."""
+    # The deepspeed launcher adds --local_rank=N; the environment says the same.
+    argv = [word for word in argv if not word.startswith(("--local_rank=", "--local-rank="))]
+    from . import settings
+    from .training import TrainSettings, train
+
+    try:
+        recipe = settings.parse(TrainSettings, argv, prog="mcontriever/train.py", recipes=True)
+        train(recipe)
+    except UsageError:
+        if os.environ.get("RANK", "0") != "0":
+            raise SystemExit(2) from None  # every rank reads the same recipe: one complaint is enough
+        raise
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -42,7 +42,7 @@ class FolderSettings:
     bm25: bool = True
     """Whether BM25 is evaluated."""
     pairs: tuple[str, ...] = ()
-    """Tasks such as ar-en (Arabic questions, English passages); by default each language alone, then each to English."""
+    """Tasks such as ar-en (Arabic questions, English passages); by default each alone, then each over English."""
     split: str = "test"
     """Which qrels."""
     k: tuple[str, ...] = ("10", "100")

@@ -38,6 +38,7 @@ VERBS = {
 _ELSEWHERE = """\
 Training:    deepspeed mcontriever/train.py --recipe NAME   (or: python -m mcontriever.train --recipe NAME)
 Evaluation:  python eval/folder.py --data FOLDER --checkpoint NAME=PATH --out DIR
+Options:     --help, --version, --debug (show an error's traceback)
 """
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -77,6 +78,8 @@ def start(*, alone_too: bool = False, timeout_seconds: float = 1800) -> None:
     """Join the group the launcher describes. A lone process needs none, unless `alone_too` asks for a group of one."""
     if started() or (int(os.environ.get("WORLD_SIZE", "1")) == 1 and not alone_too):
         return
+    # torch renames its collectives from release to release and says so at every call, DeepSpeed's calls included
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.")
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
 

@@ -17,6 +17,9 @@ fail() {
 }
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 
+quiet=--quiet
+[[ ! -t 1 ]] || quiet= # a person is watching: show what pip fetches, and how far it has got
+
 rm -f "$stamp"
 started=$SECONDS
 export PYTHONNOUSERSITE=1
@@ -44,7 +47,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 awk '/^[^ #]/ { dropped = /^deepspeed==/ } !dropped' lock.txt >"$scratch/wheels.txt"
 awk '/^[^ #]/ { kept = /^deepspeed==/ } kept' lock.txt >"$scratch/sources.txt"
-pip install --quiet --require-hashes --no-deps --only-binary :all: -r "$scratch/wheels.txt"
+pip install $quiet --require-hashes --no-deps --only-binary :all: -r "$scratch/wheels.txt"
 
 # `packaging` is locked, so it can say here whether a torch found in .venv is one that we support.
 fits='
@@ -57,7 +60,7 @@ except m.PackageNotFoundError:
 with open("pyproject.toml", "rb") as file:
     needs = [Requirement(line) for line in tomllib.load(file)["project"]["dependencies"]]
 print(have)
-sys.exit(not all(need.specifier.contains(have) for need in needs if need.name == "torch"))'
+sys.exit(not all(need.specifier.contains(have, prereleases=True) for need in needs if need.name == "torch"))'
 if have=$("$venv/bin/python" -c "$fits"); then
     echo "install: torch $have is already there and is kept"
 else
@@ -65,12 +68,12 @@ else
     if [[ $(uname -s) = Linux && ! -e /dev/nvidia0 && ! ${TORCH_INDEX:-} ]]; then
         echo "install: no NVIDIA GPU here; if several GB of CUDA packages now come along, start again with TORCH_INDEX (README, Installing)"
     fi
-    pip install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
+    pip install $quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
 fi
 
 echo "install: deepspeed and mcontriever itself"
-pip install --quiet --require-hashes --no-deps --use-pep517 --no-build-isolation -r "$scratch/sources.txt"
-pip install --quiet --no-deps --no-build-isolation --editable .
+pip install $quiet --require-hashes --no-deps --use-pep517 --no-build-isolation -r "$scratch/sources.txt"
+pip install $quiet --no-deps --no-build-isolation --editable .
 pip check
 date -u +%FT%TZ >"$stamp"
 echo "install: done in $((SECONDS - started)) s"

@@ -1,1 +1,42 @@
 """Raw text in many languages becomes token shards here, so that training never parses, tokenizes or guesses."""
+
+from __future__ import annotations
+
+from .formats import (
+    Document,
+    Passage,
+    Query,
+    document_files,
+    language_of,
+    read_documents,
+    read_hub,
+    read_lines,
+    read_objects,
+    read_passages,
+    read_qrels,
+    read_queries,
+)
+from .prepare import PrepareSettings, prepare
+from .shards import NO_ARTICLE, LanguageWriter, Shards
+from .tokenizer import Tokenizer
+
+__all__ = [
+    "NO_ARTICLE",
+    "Document",
+    "LanguageWriter",
+    "Passage",
+    "PrepareSettings",
+    "Query",
+    "Shards",
+    "Tokenizer",
+    "document_files",
+    "language_of",
+    "prepare",
+    "read_documents",
+    "read_hub",
+    "read_lines",
+    "read_objects",
+    "read_passages",
+    "read_qrels",
+    "read_queries",
+]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -114,8 +115,7 @@ class Tokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            why = str(error).strip().splitlines()[-1].rpartition("] ")[2]
-            raise DataError(f"cannot train a tokenizer of vocab_size {vocab_size} on this text: {why}") from error
+            raise DataError(_why_not_trained(str(error), vocab_size)) from error
         return cls._of_sentencepiece(model.getvalue(), "the trained model")
 
     def save(self, folder: Path | str) -> None:
@@ -208,6 +208,16 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
             for start in range(0, len(line), _PIECE_CHARACTERS):
                 if piece := line[start : start + _PIECE_CHARACTERS].replace("\0", " ").strip():
                     yield piece
+
+
+def _why_not_trained(message: str, vocab_size: int) -> str:
+    """SentencePiece counts two pieces fewer than we do: its advice is put into our numbers."""
+    problem = f"cannot train a tokenizer of vocab_size {vocab_size} on this text"
+    if most := re.search(r"value <= (\d+)", message):
+        return f"{problem}: it is too little; give more text, or a vocab_size of at most {int(most[1]) + 2}"
+    if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return f"{problem}: its characters alone need a vocab_size of at least {int(least[1]) + 2}"
+    return f"{problem}: {message}"
 
 
 def _read_json(file: Path) -> Any:

@@ -57,6 +57,7 @@ def save(
     with artifact.writing(path, KIND, overwrite=overwrite) as draft:
         # transformers refuses a file that does not state its format
         save_file(tensors, draft.folder / foreign.WEIGHTS, metadata={"format": "pt"})
+        (draft.folder / foreign.WEIGHTS).chmod(0o644)  # safetensors writes for the owner's eyes alone
         encoder.config.architectures = [type(encoder.model).__name__]
         encoder.config.to_json_file(draft.folder / CONFIG)
         encoder.tokenizer.save(draft.folder)
@@ -141,5 +142,7 @@ def _download(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*_PATTERNS, foreign.PICKLED]))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         why = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{name}: no such folder, and the hub does not give it: {why}") from error
+        raise CheckpointError(
+            f"{name}: no such folder, and the hub does not give it ({why}); check the name, or the network"
+        ) from error
     return folder

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
 from ..corpus.tokenizer import Tokenizer
-from ..errors import DataError
+from ..errors import DataError, SettingsError
 from ..pairs import Packed, pack
 from ..settings import in_range
 from . import attention
@@ -53,7 +53,8 @@ class ModelSettings:
             in_range(name, getattr(self, name), 1, 1_000_000)
         in_range("max_positions", self.max_positions, 5, 1_000_000)
         in_range("dropout", self.dropout, 0, 1, high_open=True)
-        in_range(f"heads (hidden {self.hidden} % heads {self.heads})", self.hidden % self.heads, 0, 0)
+        if self.hidden % self.heads:
+            raise SettingsError(f"heads must divide hidden ({self.hidden}) evenly, got {self.heads}")
 
 
 class Encoder(nn.Module):
@@ -108,6 +109,7 @@ class Encoder(nn.Module):
         if self.contract.pooling == "cls":
             vectors = hidden[starts].float()
         else:
+            # not index_add_, whose sums on a GPU come out in another order every time
             vectors = torch.segment_reduce(hidden.float(), "mean", lengths=packed.lengths, axis=0)
         return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
 
@@ -133,7 +135,10 @@ class Encoder(nn.Module):
     ) -> NDArray[np.float32] | Tensor:
         """Queries to (N, D) in their order. A forward pass takes about `batch_tokens` tokens, sorted by length."""
         _refuse_string(texts)
-        prepared = [self.contract.query_text(_checked(text, text, f"query {row}")) for row, text in enumerate(texts)]
+        prepared = []
+        for row, text in enumerate(texts):
+            _not_empty(_checked(text, f"query {row}"), f"query {row}")
+            prepared.append(self.contract.query_text(text))
         vectors = self._encode(prepared, self.contract.query_max_length, batch_tokens)
         return vectors.numpy() if as_numpy else vectors
 
@@ -152,9 +157,10 @@ class Encoder(nn.Module):
         _refuse_string(passages)
         prepared = []
         for row, passage in enumerate(passages):
-            title, text = passage if isinstance(passage, tuple | list) else ("", passage)
-            _checked(title, f"{title}{text}", f"passage {row}'s title")
-            _checked(text, f"{title}{text}", f"passage {row}")
+            title, text = passage if isinstance(passage, tuple | list) and len(passage) == 2 else ("", passage)
+            _checked(text, f"passage {row}", "a text or a (title, text) pair")
+            _checked(title, f"passage {row}'s title")
+            _not_empty(title + text, f"passage {row}")
             prepared.append(self.contract.passage_text(text, title))
         vectors = self._encode(prepared, self.contract.passage_max_length, batch_tokens)
         return vectors.numpy() if as_numpy else vectors
@@ -197,10 +203,14 @@ def _batches(order: list[int], lengths: list[int], batch_tokens: int) -> Iterato
         yield batch
 
 
-def _checked(text: object, whole: object, what: str) -> str:
+def _checked(text: object, what: str, expected: str = "a text") -> str:
     if not isinstance(text, str):
-        raise DataError(f"{what} is {text!r}; expected a text")
-    if not str(whole).strip():
+        raise DataError(f"{what} is {text!r}; expected {expected}")
+    return text
+
+
+def _not_empty(text: str, what: str) -> str:
+    if not text.strip():
         raise DataError(f"{what} is empty; leave it out or give it a text (counted from 0)")
     return text
 

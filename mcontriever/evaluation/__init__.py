@@ -1,4 +1,4 @@
-"""Evaluation is here so that a claim about retrieval is a number anyone can check: test sets, runs, measures, tables."""
+"""Evaluation is here so that a claim is a number anyone can check: test sets, runs, measures, tables."""
 
 from __future__ import annotations
 

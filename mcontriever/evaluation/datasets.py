@@ -1,7 +1,7 @@
 """Test sets as folders of files, so that any language's questions can be asked of any language's passages.
 
-Layout: `corpus.<lang>.jsonl[.gz]`, `queries.<lang>.jsonl[.gz]`, `qrels/<split>.<lang>.tsv`, where the qrels are those of
-the passages' language and a question has the same id in every language.
+Layout: `corpus.<lang>.jsonl[.gz]`, `queries.<lang>.jsonl[.gz]`, `qrels/<split>.<lang>.tsv`, where the qrels are
+those of the passages' language and a question has the same id in every language.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ def evaluate(run: Run, qrels: Qrels, measures: Sequence[Measure]) -> dict[Measur
     if not qrels:
         raise DataError("the qrels hold no query; nothing can be measured")
     library = require("ir_measures", "eval", "measuring")
+    ordered = {query: trec_order(run[query]) for query in qrels if run.get(query)}
     result: dict[Measure, dict[str, float]] = {}
     for measure in measures:
         wanted = {
@@ -55,7 +56,7 @@ def evaluate(run: Run, qrels: Qrels, measures: Sequence[Measure]) -> dict[Measur
             "Recall": library.R @ measure.k,
             "nDCG": library.nDCG @ measure.k,
         }[measure.name]
-        cut = {query: dict(trec_order(run[query])[: measure.k]) for query in qrels if run.get(query)}
+        cut = {query: dict(pairs[: measure.k]) for query, pairs in ordered.items()}
         values = dict.fromkeys(qrels, 0.0)
         if cut:
             for metric in library.pytrec_eval.iter_calc([wanted], qrels, cut):
@@ -71,5 +72,5 @@ def mean(values: Mapping[str, float]) -> float:
 
 def trec_order(results: Mapping[str, float]) -> list[tuple[str, float]]:
     """(passage, score) pairs in trec_eval's order: score descending as float32, then id descending."""
-    pairs = [(passage, float(np.float32(score))) for passage, score in results.items()]
-    return sorted(pairs, key=lambda pair: (pair[1], pair[0].encode()), reverse=True)
+    scores = np.fromiter(results.values(), dtype=np.float32, count=len(results)).tolist()
+    return sorted(zip(results, scores, strict=True), key=lambda pair: (pair[1], pair[0].encode()), reverse=True)

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..artifact import write_text
 from ..errors import DataError, require
 
 if TYPE_CHECKING:
-    import pandas
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,26 @@ class Results:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not the results.json of an evaluation ({error})") from error
 
-    def frame(self, measure: str) -> pandas.DataFrame:
-        """Systems x tasks of one measure, in the order they were added, with their mean over tasks last."""
-        pandas = require("pandas", "eval", "tables")
+    def frame(self, measure: str) -> DataFrame:
+        """Systems x tasks of one measure, in the order they were added, then their means.
+
+        Tasks within a language and tasks across two have a mean each: one over both would only say how many of either
+        there are.
+        """
+        library = require("pandas", "eval", "tables")
         rows = [asdict(value) for value in self.values if value.measure == measure]
         if not rows:
             raise DataError(f"no results for {measure}; there are: {', '.join(self.measures)}")
-        long = pandas.DataFrame(rows)
+        long = library.DataFrame(rows)
         table = long.pivot(index="system", columns="task", values="value")
         table = table.loc[_unique(long["system"]), _unique(long["task"])]
-        if len(table.columns) > 1:
-            table["mean"] = table.mean(axis=1, skipna=False)  # a mean over fewer tasks would not be comparable
+        within = [task for task in table.columns if _within_language(task)]
+        across = [task for task in table.columns if not _within_language(task)]
+        for name, tasks in (("mean same", within), ("mean cross", across)):
+            if len(tasks) > 1:
+                table[name] = table[tasks].mean(axis=1, skipna=False)  # over fewer tasks it would not be comparable
         table.index.name = table.columns.name = None
-        return table
+        return cast("DataFrame", table)
 
     @property
     def measures(self) -> list[str]:
@@ -94,6 +101,11 @@ class Results:
             lines.insert(1, ["---", *["---:"] * len(frame.columns)])
             tables.append("\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines) + "\n")
         return "\n".join(tables)
+
+
+def _within_language(task: str) -> bool:
+    middle = len(task) // 2
+    return task[:middle] == task[middle + 1 :]
 
 
 def _number(value: float) -> str:

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from .labelled import LabelledPairs, LabelledSettings
+from .mixture import Mixture
 from .packing import Packed, PairBatch, pack
+from .unlabelled import UnlabelledPairs, UnlabelledSettings
 
-__all__ = ["Packed", "PairBatch", "pack"]
+__all__ = [
+    "LabelledPairs",
+    "LabelledSettings",
+    "Mixture",
+    "Packed",
+    "PairBatch",
+    "UnlabelledPairs",
+    "UnlabelledSettings",
+    "pack",
+]

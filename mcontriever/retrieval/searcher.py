@@ -90,9 +90,9 @@ class Searcher:
         """As `search`, for several queries at once, which is much faster."""
         if self._encoder is None:
             raise UsageError("this searcher was opened for BM25 alone; open it with Searcher.open to search by meaning")
+        _check_queries(queries)
         among = self._among(language)
         check_k(k, len(self) if among is None else len(among))  # before the encoder works for nothing
-        _check_queries(queries)
         if not queries:
             return []
         scores, rows = self._dense.search(np.asarray(self._encoder.encode_queries(list(queries))), k, among)
@@ -102,8 +102,8 @@ class Searcher:
         """The best passages by BM25: those that share a word with the query, so perhaps fewer than k, perhaps none."""
         if self._lexical is None:
             raise UsageError("there is no BM25 index here; build one with `mcontriever index`")
-        check_k(k, len(self))
         _check_queries([query])
+        check_k(k, len(self))
         scores, rows = self._lexical.search([query], k)
         return self._hits(scores[0], rows[0])
 
@@ -130,8 +130,8 @@ class Searcher:
 def _load(path: Path, checkpoint: str, device: str | None) -> Encoder:
     from ..encoder import load
 
-    if not checkpoint:
-        raise UsageError(f"{path}: does not say where its encoder is; give --checkpoint")
+    if Path(checkpoint).is_absolute() and not Path(checkpoint).is_dir():
+        raise UsageError(f"{path}: its encoder is not at {checkpoint} (any more); say where with --checkpoint")
     return load(checkpoint, device=device)
 
 

@@ -39,9 +39,11 @@ def encoder_fingerprint(encoder: Encoder) -> str:
 
 def describe_encoder(encoder: Encoder, checkpoint: str) -> dict[str, Any]:
     """What an artifact says of its encoder: the fingerprint decides, the path is a hint for finding it again."""
+    local = Path(checkpoint)
     return {
         "fingerprint": encoder_fingerprint(encoder),
-        "checkpoint": checkpoint,
+        # absolute, or searching would work in one folder and not in the next
+        "checkpoint": str(local.resolve()) if local.is_dir() else checkpoint,
         "similarity": encoder.contract.similarity,
         "dimension": encoder.contract.dimension,
     }

@@ -167,9 +167,13 @@ class ZeroEngine:
         """See `Engine`."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        norm = None
+        if self._stage == 0:  # DeepSpeed keeps none for this stage; the gradients are averaged already
+            gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
+        return float(norm)
 
     @contextlib.contextmanager
     def weights(self) -> Iterator[Mapping[str, Tensor]]:

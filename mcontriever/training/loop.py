@@ -123,6 +123,7 @@ def _open_pairs(recipe: TrainSettings, query_encoder: Encoder) -> UnlabelledPair
             query_prefix=contract.query_prefix,
             passage_prefix=contract.passage_prefix,
             title_joiner=contract.title_joiner,
+            lowercase=contract.lowercase,
         )
     shards = Shards.open(recipe.unlabelled.shards)
     ours, theirs = query_encoder.tokenizer.fingerprint, shards.tokenizer().fingerprint

@@ -1,0 +1,238 @@
+"""`mcontriever prepare`: a folder of text becomes token shards, once, with a report of what went in and what did not.
+
+The input is read twice (three times when a tokenizer is trained): the first pass checks every line before anything is
+written and counts what progress and sampling need. Memory holds one chunk of documents, the tokenizer's bounded sample
+and, to find exact duplicates, a short hash of each document of one language; everything else streams.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..artifact import open_artifact, sha256, writing
+from ..errors import ArtifactError, DataError
+from ..progress import Bar, bar, track
+from ..settings import in_range
+from .formats import Document, document_files, language_of, read_documents
+from .shards import KIND, NO_ARTICLE, LanguageWriter
+from .tokenizer import Tokenizer
+
+_CHUNK_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """Turn text into token shards."""
+
+    corpus: str
+    """folder of corpus.<lang>.jsonl, <lang>.jsonl or <lang>.txt files (also .gz), or one such file"""
+    out: str
+    """folder to write"""
+    tokenizer: str = ""
+    """tokenizer folder, .model or vocab.txt; empty: train one on this corpus"""
+    vocab_size: int = 8000
+    """size of the tokenizer trained, special tokens included"""
+    tokenizer_characters: int = 10_000_000
+    """at most this much text trains it, spread evenly over the languages"""
+    field: str = "text"
+    """key of the text in .jsonl lines"""
+    min_tokens: int = 8
+    """drop documents of fewer tokens"""
+    overwrite: bool = False
+    """replace OUT if it is there"""
+
+    def __post_init__(self) -> None:
+        in_range("vocab_size", self.vocab_size, 16, 2**31 - 1)
+        in_range("tokenizer_characters", self.tokenizer_characters, 1000, 2**40)
+        in_range("min_tokens", self.min_tokens, 1, 2**31 - 1)
+
+
+@dataclass
+class LanguageReport:
+    """What happened to one language's text."""
+
+    documents: int = 0
+    tokens: int = 0
+    words: int = 0
+    too_short: int = 0
+    duplicates: int = 0
+
+
+@dataclass
+class _Survey:
+    """What the first pass finds: documents and characters per language."""
+
+    documents: dict[str, int] = field(default_factory=dict)
+    characters: dict[str, int] = field(default_factory=dict)
+
+
+def prepare(settings: PrepareSettings) -> Path:
+    """Write the shards and return their path; an output made from the same input before is kept as it is."""
+    out = Path(settings.out)
+    files = document_files(settings.corpus)
+    made_from = _fingerprint(settings, files)
+    if out.exists() and not settings.overwrite:
+        _check_same(out, made_from)
+        _say(f"{out} was made from the same input before: kept")
+        return out
+    given = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
+    survey = _take_survey(settings)
+    tokenizer = given or _train(settings, survey)
+    reports: dict[str, LanguageReport] = {}
+    with writing(out, KIND, overwrite=settings.overwrite) as draft:
+        numbers: dict[str, int] = {}  # article id to article number, over all languages
+        with bar("Preparing", sum(survey.documents.values()), "documents") as running:
+            for language in survey.documents:
+                with LanguageWriter(draft.folder, language, tokenizer.vocab_size) as writer:
+                    reports[language] = _encode(settings, language, tokenizer, writer, numbers, running)
+                if not writer.documents:
+                    _say(f"{language}: no document of at least {settings.min_tokens} tokens: the language is left out")
+                    for name in ("tokens", "offsets", "articles"):
+                        (draft.folder / f"{name}.{language}.npy").unlink()
+        kept = [language for language, report in reports.items() if report.documents]
+        if not kept:
+            raise DataError(
+                f"{settings.corpus}: no document of at least {settings.min_tokens} tokens; lower min_tokens"
+            )
+        tokenizer.save(draft.folder / "tokenizer")
+        draft.meta |= {
+            "made_from": made_from,
+            "languages": kept,
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer.fingerprint,
+            "articles": len(numbers),
+            "report": {language: asdict(report) for language, report in reports.items()},
+        }
+    _say(_table(reports))
+    return out
+
+
+def _encode(
+    settings: PrepareSettings,
+    language: str,
+    tokenizer: Tokenizer,
+    writer: LanguageWriter,
+    numbers: dict[str, int],
+    running: Bar,
+) -> LanguageReport:
+    report = LanguageReport()
+    seen: set[bytes] = set()
+    for chunk in _chunks(_documents(settings, language)):
+        fresh: list[Document] = []
+        for document in chunk:
+            key = hashlib.blake2b(" ".join(document.text.split()).encode(), digest_size=8).digest()
+            if key in seen:
+                report.duplicates += 1
+            else:
+                seen.add(key)
+                fresh.append(document)
+        kept, articles = [], []
+        for document, ids in zip(fresh, tokenizer.encode([document.text for document in fresh]), strict=True):
+            if len(ids) < settings.min_tokens:
+                report.too_short += 1
+                continue
+            report.words += len(document.text.split())
+            kept.append(ids)
+            article = document.article
+            articles.append(NO_ARTICLE if article is None else numbers.setdefault(article, len(numbers)))
+        writer.append(kept, articles)
+        running.advance(len(chunk), language=language)
+    report.documents, report.tokens = writer.documents, writer.tokens
+    return report
+
+
+def _take_survey(settings: PrepareSettings) -> _Survey:
+    survey = _Survey()
+    for document in track(read_documents(settings.corpus, settings.field), "Checking", "documents"):
+        language = document.language
+        survey.documents[language] = survey.documents.get(language, 0) + 1
+        survey.characters[language] = survey.characters.get(language, 0) + len(document.text)
+    if not survey.documents:
+        raise DataError(f"{settings.corpus}: its files hold no document")
+    return survey
+
+
+def _train(settings: PrepareSettings, survey: _Survey) -> Tokenizer:
+    budget = _even_shares(survey.characters, settings.tokenizer_characters)
+    _say(f"training a tokenizer of {settings.vocab_size} on {sum(budget.values()):,} characters")
+    return Tokenizer.train(_sample(settings, survey, budget), settings.vocab_size)
+
+
+def _even_shares(sizes: dict[str, int], total: int) -> dict[str, int]:
+    """Share out `total`: the same for all, and what small ones cannot use goes to the others."""
+    shares: dict[str, int] = {}
+    for done, (name, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
+        shares[name] = min(size, (total - sum(shares.values())) // (len(sizes) - done))
+    return shares
+
+
+def _sample(settings: PrepareSettings, survey: _Survey, budget: dict[str, int]) -> Iterator[str]:
+    """Documents spread evenly over each language's files, cut off at its budget."""
+    read, taken = dict.fromkeys(budget, 0), dict.fromkeys(budget, 0)
+    for document in read_documents(settings.corpus, settings.field):
+        language = document.language
+        allowed, size = budget[language], survey.characters[language]
+        if taken[language] * size <= read[language] * allowed and taken[language] < allowed:
+            text = document.text[: allowed - taken[language]]
+            taken[language] += len(text)
+            yield text
+        read[language] += len(document.text)
+
+
+def _documents(settings: PrepareSettings, language: str) -> Iterator[Document]:
+    for file in document_files(settings.corpus):
+        if language_of(file) == language:
+            yield from read_documents(file, settings.field)
+
+
+def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    characters = 0
+    for document in documents:
+        chunk.append(document)
+        characters += len(document.text)
+        if characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _fingerprint(settings: PrepareSettings, files: list[Path]) -> str:
+    """What the output depends on: the bytes of the input and of the tokenizer, and the settings, but no path."""
+    facts: dict[str, Any] = asdict(settings)
+    for name in ("corpus", "out", "tokenizer", "overwrite"):
+        del facts[name]
+    if settings.tokenizer:
+        del facts["vocab_size"], facts["tokenizer_characters"]
+        facts["tokenizer"] = Tokenizer.load(settings.tokenizer).fingerprint
+    facts["files"] = [[file.name, sha256(file)] for file in track(files, "Reading", "files", len(files))]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_same(out: Path, made_from: str) -> None:
+    try:
+        artifact = open_artifact(out, KIND)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error} (or give --overwrite to replace it)") from error
+    if artifact.meta.get("made_from") != made_from:
+        raise ArtifactError(f"{out} was made from another input or with other settings; give --overwrite to replace it")
+
+
+def _table(reports: dict[str, LanguageReport]) -> str:
+    lines = [f"{'':8}{'documents':>12}{'tokens':>15}{'tokens/word':>13}{'too short':>11}{'duplicates':>12}"]
+    for language, row in reports.items():
+        ratio = f"{row.tokens / row.words:.2f}" if row.words else "-"
+        dropped = f"{row.too_short:>11,}{row.duplicates:>12,}"
+        lines.append(f"{language:8}{row.documents:>12,}{row.tokens:>15,}{ratio:>13}{dropped}")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")

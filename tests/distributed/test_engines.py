@@ -1,0 +1,93 @@
+"""Every engine computes the same experiment: two ranks are one, each ZeRO stage is plain torch, resumed is uninterrupted.
+
+One launch of two real processes runs all cases; the reference is one process and the plain engine. Tolerances: fp32 losses
+1e-5, weights 1e-4 relative (measured 1e-6 and 4e-6); bf16 losses 0.1 (the same rounding, in another order).
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mcontriever.corpus import Tokenizer
+
+pytestmark = pytest.mark.slow
+
+WORKER = pathlib.Path(__file__).with_name("worker.py")
+STAGES = ["zero0", "zero1", "zero2", "zero2_offload", "zero3"]
+TWO_RANKS = [
+    *(f"{engine}:moco" for engine in ["plain", *STAGES]),
+    *(f"{engine}:in_batch" for engine in ["plain", "zero1", "zero3"]),
+    *(f"{engine}:moco:fp32:2" for engine in ["plain", "zero1", "zero3"]),
+    *(f"{engine}:moco:bf16" for engine in ["plain", "zero1", "zero2", "zero3"]),
+]
+ONE_RANK = ["plain:moco", "plain:in_batch", "plain:moco:bf16"]
+
+
+def launch(folder, ranks, cases):
+    folder.mkdir()
+    words = "the quick brown fox jumps over the lazy dog while seven wizards brew a potion of moss and amber".split()
+    Tokenizer.train([" ".join(words[i % 19 :]) for i in range(60)], 60).save(folder / "tokenizer")
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = (starter if ranks > 1 else [sys.executable]) + [str(WORKER), str(folder), ",".join(cases)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("engines") / "one", 1, ONE_RANK)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("engines") / "two", 2, TWO_RANKS)
+
+
+def results(folder, case):
+    return json.loads((folder / case.replace(":", "-") / "results.json").read_text())
+
+
+def tensors(folder, case, name):
+    return load_file(folder / case.replace(":", "-") / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("case", [case for case in TWO_RANKS if "bf16" not in case])
+def test_two_ranks_and_every_stage_equal_one_plain_process(one_rank, two_ranks, case):
+    reference = ":".join(["plain", case.split(":")[1]])
+    expected, got = results(one_rank, reference)["results"], results(two_ranks, case)["results"]
+    assert expected[-1]["loss"] > 0.1
+    assert expected[-1]["gradient_norm"] > 0.5, "clipping must be at work, or it is not tested"
+    for want, have in zip(expected, got, strict=True):
+        for name in ("loss", "accuracy", "positive", "negative", "tokens"):
+            assert have[name] == pytest.approx(want[name], abs=1e-5), name
+        assert have["gradient_norm"] == pytest.approx(want["gradient_norm"], rel=1e-4, abs=1e-6)
+    for part in ["weights"] + (["memory"] if ":moco" in case else []):
+        want, have = tensors(one_rank, reference, part), tensors(two_ranks, case, part)
+        assert want.keys() == have.keys()
+        for name in want:
+            torch.testing.assert_close(
+                have[name], want[name], rtol=1e-4, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+            )
+
+
+@pytest.mark.parametrize("case", [case for case in TWO_RANKS if "bf16" in case])
+def test_bf16_follows_one_plain_process(one_rank, two_ranks, case):
+    expected, got = results(one_rank, "plain:moco:bf16")["results"], results(two_ranks, case)["results"]
+    assert [have["loss"] for have in got] == pytest.approx([want["loss"] for want in expected], abs=0.1)
+
+
+@pytest.mark.parametrize("case", TWO_RANKS)
+def test_a_state_moved_into_fresh_objects_goes_on_bit_for_bit(two_ranks, case):
+    content = results(two_ranks, case)
+    assert content["resumed"] == content["results"]
+    uninterrupted, resumed = tensors(two_ranks, case, "weights"), tensors(two_ranks, case, "resumed")
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)

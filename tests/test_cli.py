@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mcontriever.artifact import writing
+from mcontriever.cli import VERBS, main
+from mcontriever.errors import ArtifactError, SettingsError, UsageError, run_command
+from mcontriever.version import __version__
+
+
+def test_help_names_every_verb_on_a_line(capsys):
+    assert run_command(main, ["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, verb in VERBS.items():
+        assert sum(line.split()[:1] == [name] and line.endswith(verb.help) for line in lines) == 1
+    assert max(map(len, lines)) <= 100
+
+
+def test_help_and_version_load_nothing_heavy():
+    code = (
+        "import sys; from mcontriever.cli import main; main(['--help']); main(['--version']);"
+        "heavy = {'torch', 'transformers', 'faiss', 'numpy', 'pandas', 'jsonargparse'} & set(sys.modules);"
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"mcontriever {__version__}\n" in done.stdout
+
+
+def test_python_dash_m():
+    done = subprocess.run(
+        [sys.executable, "-m", "mcontriever", "serch", "x"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "mcontriever: error: unknown verb 'serch'; did you mean 'search'?\n"
+
+
+def test_no_verb_is_a_usage_error_that_shows_the_verbs(capsys):
+    assert run_command(main, []) == 2
+    captured = capsys.readouterr()
+    assert "search" in captured.out
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_every_verb_has_help_with_its_settings(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: mcontriever {verb}")
+    assert all(f"--{place}" in shown for place in VERBS[verb].positionals)
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_every_verb_refuses_unknown_options_and_missing_ones(verb):
+    with pytest.raises(SettingsError, match="unknown option --nonsense"):
+        main([verb, "--nonsense", "1"])
+    with pytest.raises(UsageError, match="missing"):
+        main([verb])
+
+
+def test_search_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    assert run_command(main, ["search", str(tmp_path), "a question"]) == 1
+    assert "not an index" in capsys.readouterr().err
+    assert run_command(main, ["search", str(tmp_path), " "]) == 2
+    assert "query is empty" in capsys.readouterr().err
+    assert run_command(main, ["search", str(tmp_path), "a question", "--k", "0"]) == 2
+    assert "k must lie in [1" in capsys.readouterr().err
+
+
+def test_inspect(tmp_path, capsys):
+    with writing(tmp_path / "made", "vectors") as draft:
+        draft.meta["count"] = 3
+        (draft.folder / "a.txt").write_text("abc")
+    main(["inspect", str(tmp_path / "made")])
+    shown = capsys.readouterr().out
+    assert "vectors, complete, 1 file" in shown
+    assert "count:" in shown
+    (tmp_path / "made/a.txt").write_text("abd")
+    with pytest.raises(ArtifactError, match="checksum"):
+        main(["inspect", str(tmp_path / "made")])
+    (tmp_path / "made/manifest.json").write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        main(["inspect", str(tmp_path / "made")])
+    with pytest.raises(ArtifactError, match="no such folder"):
+        main(["inspect", str(tmp_path / "absent")])

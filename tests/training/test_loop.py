@@ -1,0 +1,164 @@
+"""A whole run in this process with the plain engine: ends, repeats, resumes, refuses."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mcontriever import encoder
+from mcontriever.corpus import PrepareSettings, prepare
+from mcontriever.encoder import ModelSettings
+from mcontriever.errors import ArtifactError, McontrieverError, SettingsError
+from mcontriever.objectives import ObjectiveSettings
+from mcontriever.pairs import LabelledSettings, UnlabelledSettings
+from mcontriever.training import BatchSettings, SavingSettings, TrainSettings, metrics, train
+from mcontriever.training import loop as loop_module
+from mcontriever.training.schedule import OptimSettings
+
+WORDS = "river mountain lake bridge tower garden market harbour castle forest desert island valley meadow".split()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for language, step in (("en", 1), ("sw", 3)):
+        rows = []
+        for number in range(24):
+            text = " ".join(WORDS[(number + step * i) % len(WORDS)] + str(number) for i in range(12))
+            rows.append(json.dumps({"_id": f"{number}.{language}", "article": str(number), "text": text}))
+        (folder / f"{language}.jsonl").write_text("\n".join(rows) + "\n")
+    out = folder / "shards"
+    prepare(PrepareSettings(corpus=str(folder), out=str(out), vocab_size=64))
+    return out
+
+
+def recipe(shards, output, **changes):
+    given = {
+        "output": str(output),
+        "steps": 6,
+        "log_every": 2,
+        "model": ModelSettings(layers=1, hidden=16, heads=2, intermediate=32, max_positions=66, dropout=0.1),
+        "unlabelled": UnlabelledSettings(shards=str(shards), window=64, comparable=0.5),
+        "objective": ObjectiveSettings(queue_size=16, momentum=0.9),
+        "optim": OptimSettings(lr=1e-3, warmup=2),
+        "batch": BatchSettings(size=8),
+        "saving": SavingSettings(every=2, keep=2),
+    }
+    return TrainSettings(**(given | changes))
+
+
+def test_a_run_leaves_a_checkpoint_that_knows_its_recipe(shards, tmp_path):
+    model = train(recipe(shards, tmp_path / "run"))
+    assert (model / "recipe.toml").read_text().startswith("output")
+    assert encoder.load(model, device="cpu").encode_queries(["river"]).shape == (1, 16)
+    lines = list(metrics.read(tmp_path / "run" / metrics.NAME))
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert sorted(path.name for path in (tmp_path / "run").glob("state-*")) == ["state-00000004", "state-00000006"]
+
+
+def test_killed_and_resumed_is_bit_identical_dropout_and_queue_included(shards, tmp_path, monkeypatch):
+    whole = train(recipe(shards, tmp_path / "whole"))
+    real = loop_module.train_step
+
+    def killed_at_fifth(*arguments):
+        if killed_at_fifth.calls == 4:
+            raise KeyboardInterrupt
+        killed_at_fifth.calls += 1
+        return real(*arguments)
+
+    killed_at_fifth.calls = 0
+    monkeypatch.setattr(loop_module, "train_step", killed_at_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(shards, tmp_path / "killed"))
+    assert not (tmp_path / "killed" / "model").exists()
+    monkeypatch.setattr(loop_module, "train_step", real)
+    resumed = train(recipe(shards, tmp_path / "killed"))
+    expected, got = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    curves = [
+        [{k: v for k, v in line.items() if "second" not in k} for line in metrics.read(run / metrics.NAME)]
+        for run in (tmp_path / "whole", tmp_path / "killed")
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_a_damaged_state_is_named_and_the_one_before_it_taken(shards, tmp_path, capsys):
+    run = tmp_path / "run"
+    expected = load_file(train(recipe(shards, run)) / "model.safetensors")
+    for path in (run / "model").iterdir():
+        path.unlink()
+    (run / "model").rmdir()
+    broken = run / "state-00000006" / "weights.safetensors"
+    content = bytearray(broken.read_bytes())
+    content[-5] ^= 1
+    broken.write_bytes(content)
+    again = load_file(train(recipe(shards, run)) / "model.safetensors")
+    said = capsys.readouterr().err
+    assert "not resuming from state-00000006" in said
+    assert "resuming after step 4" in said
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
+
+
+def test_a_second_run_over_the_first_does_nothing_and_another_recipe_is_refused(shards, tmp_path, capsys):
+    first = recipe(shards, tmp_path / "run")
+    model = train(first)
+    before = (model / "model.safetensors").stat().st_mtime_ns
+    assert train(first) == model
+    assert "has ended already" in capsys.readouterr().err
+    assert (model / "model.safetensors").stat().st_mtime_ns == before
+    other = dataclasses.replace(first, optim=OptimSettings(lr=2e-3, warmup=2))
+    with pytest.raises(SettingsError, match=r"was trained with optim.lr = 0.001, the recipe now says 0.002"):
+        train(other)
+
+
+def test_fine_tuning_starts_from_a_checkpoint_and_learns(shards, tmp_path):
+    start = train(recipe(shards, tmp_path / "pre"))
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"query": f"where is {word}", "positive": {"title": "", "text": f"{word}{i} is {word}"}}
+        for i, word in enumerate(WORDS)
+    ]
+    pairs.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    tuned = TrainSettings(
+        output=str(tmp_path / "fine"),
+        init=str(start),
+        steps=30,
+        log_every=10,
+        labelled=LabelledSettings(file=str(pairs)),
+        objective=ObjectiveSettings(kind="in_batch"),
+        optim=OptimSettings(lr=1e-2, warmup=2),
+        batch=BatchSettings(size=14),
+    )
+    train(tuned)
+    losses = [line["loss"] for line in metrics.read(tmp_path / "fine" / metrics.NAME)]
+    assert losses[-1] < losses[0]
+
+
+def test_settings_that_cannot_work_are_refused_before_any_work(shards, tmp_path):
+    with pytest.raises(SettingsError, match="queue_size 4 is smaller than batch.size 8"):
+        train(recipe(shards, tmp_path / "a", objective=ObjectiveSettings(queue_size=4)))
+    with pytest.raises(SettingsError, match="neither is set"):
+        recipe("", tmp_path)
+    with pytest.raises(SettingsError, match="begins from a checkpoint"):
+        TrainSettings(output="o", labelled=LabelledSettings(file="f"))
+    with pytest.raises(ArtifactError, match="no such folder"):
+        train(recipe(tmp_path / "nowhere", tmp_path / "b"))
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_state(shards, tmp_path, monkeypatch):
+    real = loop_module.train_step
+
+    def poisoned(*arguments):
+        result = real(*arguments)
+        poisoned.calls += 1
+        return dataclasses.replace(result, loss=float("nan")) if poisoned.calls == 4 else result
+
+    poisoned.calls = 0
+    monkeypatch.setattr(loop_module, "train_step", poisoned)
+    with pytest.raises(McontrieverError, match="the loss became nan at step 4"):
+        train(recipe(shards, tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").glob("state-*")] == ["state-00000002"]

@@ -1,13 +1,15 @@
 """Evaluate on a folder of files: `python eval/folder.py --data FOLDER --checkpoint NAME=PATH --out DIR`.
 
 The protocol: every query of a split's qrels is asked over all passages of one language; BM25 and each encoder give
-their best k passages; MRR@k and Recall@k are means over the queries of the qrels. Rows: BM25, the encoder with random
+their best k passages; MRR and Recall are means over the queries of the qrels. Rows: BM25, the encoder with random
 weights (what the architecture and tokenizer give without any training), then the checkpoints in the order given.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from mcontriever.progress import track
 from mcontriever.settings import parse
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mcontriever.encoder import Encoder
 
 Run = dict[str, dict[str, float]]
@@ -46,7 +50,7 @@ class FolderSettings:
     split: str = "test"
     """Which qrels."""
     k: tuple[str, ...] = ("10", "100")
-    """Cuts of MRR and Recall."""
+    """Cuts of Recall; MRR is cut at the first of them."""
     seed: int = 0
     """Of the random encoder."""
     device: str = ""
@@ -58,7 +62,9 @@ class FolderSettings:
 def main(argv: list[str]) -> dict[str, Any]:
     """Evaluate, write, print the table, and return what `results.json` holds."""
     settings = parse(FolderSettings, argv, prog="eval/folder.py")
-    measures = [Measure.parse(f"{name}@{k}") for name in ("MRR", "Recall") for k in settings.k]
+    measures = [Measure.parse(f"MRR@{k}") for k in settings.k[:1]] + [Measure.parse(f"Recall@{k}") for k in settings.k]
+    if not measures:
+        raise UsageError("--k needs at least one cut, such as --k 10,100")
     data = EvaluationSet.open(settings.data)
     pairs = parse_pairs(settings.pairs) or data.pairs(settings.split)
     # tasks over the same passages together, so that these are embedded once
@@ -81,7 +87,7 @@ def main(argv: list[str]) -> dict[str, Any]:
                 results.add(Value(system, name, str(measure), mean(values), len(values), len(task.passages)))
     results.save(Path(settings.out) / "results.json")
     write_text(Path(settings.out) / "table.md", results.markdown())
-    sys.stdout.write(results.terminal())
+    sys.stdout.write(results.terminal(shutil.get_terminal_size((120, 24)).columns))
     return results.as_dict()
 
 
@@ -97,9 +103,10 @@ def _systems(settings: FolderSettings) -> Iterator[tuple[str, Ranker]]:
     if settings.bm25:
         yield "BM25", _rank_bm25
     if settings.random:
-        yield "random encoder", _rank_dense(_randomised(_load(settings, settings.random), settings.seed))
+        encoder = _randomised(_load(settings, settings.random), settings.seed)
+        yield "random encoder", _rank_dense(encoder, settings.batch_tokens)
     for name, path in named:
-        yield name, _rank_dense(_load(settings, path))
+        yield name, _rank_dense(_load(settings, path), settings.batch_tokens)
 
 
 def _rank_bm25(tasks: Iterable[Task], depth: int) -> Iterator[Run]:
@@ -115,14 +122,20 @@ def _rank_bm25(tasks: Iterable[Task], depth: int) -> Iterator[Run]:
         }
 
 
-def _rank_dense(encoder: Encoder) -> Ranker:
+def _rank_dense(encoder: Encoder, batch_tokens: int) -> Ranker:
     from mcontriever.retrieval import Searcher
+
+    @functools.cache  # the same questions are asked of several languages' passages
+    def embedded(texts: tuple[str, ...]) -> np.ndarray:
+        return encoder.encode_queries(texts, batch_tokens=batch_tokens)
 
     def rank(tasks: Iterable[Task], depth: int) -> Iterator[Run]:
         tasks = list(tasks)
-        searcher = Searcher.from_passages(encoder, tasks[0].passages)
+        searcher = Searcher.from_passages(encoder, tasks[0].passages, batch_tokens=batch_tokens)
         for task in tasks:
-            hits = searcher.search_many([query.text for query in task.queries], min(depth, len(searcher)))
+            hits = searcher.search_vectors(
+                embedded(tuple(query.text for query in task.queries)), min(depth, len(searcher))
+            )
             yield {
                 query.id: {hit.id: hit.score for hit in best} for query, best in zip(task.queries, hits, strict=True)
             }

@@ -56,10 +56,10 @@ class Draft:
 def writing(path: Path | str, kind: str, *, overwrite: bool = False) -> Iterator[Draft]:
     """Write an artifact aside and rename it to `path` when the block ends well; otherwise leave no trace."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)  # before looking: it may put an old version back
     if path.exists() and not overwrite:
         raise ArtifactError(f"{path} exists already; choose another place, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
     draft = Draft(_aside(path))
     draft.folder.mkdir()
     try:
@@ -167,7 +167,7 @@ def _sweep(path: Path) -> None:
     """Remove what dead writers of this path left behind; restore an old version a writer died while replacing."""
     for left in path.parent.glob(f".{path.name}.*-*"):
         match = re.fullmatch(re.escape(f".{path.name}.") + r"(partial|old)-(\d+)", left.name)
-        if match and not _alive(int(match[2])):
+        if match and (int(match[2]) == os.getpid() or not _alive(int(match[2]))):  # in containers numbers come again
             if match[1] == "old" and not path.exists():
                 left.rename(path)
             elif left.is_dir():

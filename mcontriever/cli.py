@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import ArtifactError, UsageError, did_you_mean, run_command
 from .settings import parse
@@ -36,7 +36,7 @@ VERBS = {
     "inspect": Verb("cli", "InspectSettings", "inspect", ("path",), "say what a folder we wrote is and holds"),
 }
 _ELSEWHERE = """\
-Training:    deepspeed mcontriever/train.py --recipe NAME   (or: python -m mcontriever.train --recipe NAME)
+Training:    deepspeed mcontriever/train.py --recipe NAME, or python -m mcontriever.train --recipe NAME
 Evaluation:  python eval/folder.py --data FOLDER --checkpoint NAME=PATH --out DIR
 Options:     --help, --version, --debug (show an error's traceback)
 """
@@ -67,8 +67,16 @@ def inspect(settings: InspectSettings) -> None:
         from .encoder.contract import Contract
 
         lines.append(Contract.read(path).in_words())
-    lines += [f"{name + ':':14}{value}" for name, value in found.meta.items()]
+    lines += [f"{name + ':':<22} {value}" for name, value in _flat(found.meta)]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _flat(meta: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in meta.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def main(argv: Sequence[str]) -> None:
@@ -101,6 +109,4 @@ def _overview() -> str:
     for name, verb in VERBS.items():
         places = " ".join(place.upper() for place in verb.positionals)
         lines.append(f"  {name:<8} {places:<22}  {verb.help}")
-    return "\n".join(
-        [*lines, "", _ELSEWHERE + "Options:     --help, --version, --debug (show an error's traceback)", ""]
-    )
+    return "\n".join([*lines, "", _ELSEWHERE])

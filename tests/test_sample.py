@@ -1,4 +1,4 @@
-"""The sample the project owns: every topic in every language, in its own script, nothing repeated, no question copied."""
+"""The sample: every topic in every language, in its own script, nothing repeated, no question copied from a passage."""
 
 import collections
 import json

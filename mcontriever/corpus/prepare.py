@@ -97,9 +97,8 @@ def prepare(settings: PrepareSettings) -> Path:
                         (draft.folder / f"{name}.{language}.npy").unlink()
         kept = [language for language, report in reports.items() if report.documents]
         if not kept:
-            raise DataError(
-                f"{settings.corpus}: no document of at least {settings.min_tokens} tokens; lower min_tokens"
-            )
+            least = settings.min_tokens
+            raise DataError(f"{settings.corpus}: no document has {least} tokens or more; give a smaller --min_tokens")
         tokenizer.save(draft.folder / "tokenizer")
         draft.meta |= {
             "made_from": made_from,
@@ -220,7 +219,7 @@ def _check_same(out: Path, made_from: str) -> None:
     try:
         artifact = open_artifact(out, KIND)
     except ArtifactError as error:
-        raise ArtifactError(f"{error} (or give --overwrite to replace it)") from error
+        raise ArtifactError(f"{error}, or give --overwrite to replace it") from error
     if artifact.meta.get("made_from") != made_from:
         raise ArtifactError(f"{out} was made from another input or with other settings; give --overwrite to replace it")
 

@@ -217,6 +217,8 @@ def _why_not_trained(message: str, vocab_size: int) -> str:
         return f"{problem}: it is too little; give more text, or a vocab_size of at most {int(most[1]) + 2}"
     if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
         return f"{problem}: its characters alone need a vocab_size of at least {int(least[1]) + 2}"
+    if "sentences_.empty()" in message:
+        return f"{problem}: there is none"
     return f"{problem}: {message}"
 
 

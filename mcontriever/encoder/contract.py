@@ -125,7 +125,8 @@ class Contract:
         hints = typing.get_type_hints(cls)
         for key, value in content.items():
             if key not in hints:
-                raise CheckpointError(f"{path}: unknown key {key!r}, {did_you_mean(key, hints)} Or update mcontriever")
+                near = did_you_mean(key, hints)
+                raise CheckpointError(f"{path}: unknown key {key!r} (a newer mcontriever's?); {near}")
             if key != "golden" and type(value) is not hints[key]:
                 raise CheckpointError(f"{path}: {key} must be {hints[key].__name__}, got {value!r}")
         required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]

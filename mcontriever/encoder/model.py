@@ -46,7 +46,9 @@ class ModelSettings:
     max_positions: int = 514
     """Positions; XLM-R never uses the first two, so this is the longest sequence plus two."""
     dropout: float = 0.1
-    """Dropout on hidden states while training; the packed attention has none of its own."""
+    """dropout on hidden states while training; the packed attention has none of its own"""
+    normalise: bool = False
+    """whether vectors have length 1 and are compared by cosine; Contriever's are as they come, compared by dot product"""
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "intermediate"):
@@ -95,8 +97,10 @@ class Encoder(nn.Module):
             pad_token_id=tokenizer.pad,
             eos_token_id=tokenizer.eos,
         )
+        similarity = "cosine" if settings.normalise else "dot"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            rules = {"normalise": settings.normalise, "similarity": similarity, **rules}
             return cls(config, Contract.of(config, tokenizer, **rules), tokenizer)
 
     def forward(self, packed: Packed) -> Tensor:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from ..settings import in_range
 from .store import PassageWriter, count_and_hash
 from .vectors import KIND, VECTORS, describe_encoder
 
-CHUNK = 4096  # passages held at a time; inside it the encoder sorts by length, so larger pads and waits less
+if TYPE_CHECKING:
+    from ..encoder import Encoder
+
+CHUNK = 256  # at least so many passages are held, embedded and reported at a time; packing wastes nothing on padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +72,35 @@ def embed(settings: EmbedSettings) -> Path:
         shape = (count, encoder.contract.dimension)
         array = np.lib.format.open_memmap(draft.folder / VECTORS, mode="w+", dtype=np.float32, shape=shape)
         passages, start = PassageWriter(draft.folder), 0
-        with bar("Embedding", count, "passages") as running:
-            for chunk in _chunks(read_passages(settings.corpus), CHUNK):
-                texts = [(passage.title, passage.text) for passage in chunk]
-                rows = encoder.encode_passages(texts, batch_tokens=settings.batch_tokens)
-                if not np.isfinite(rows).all():
-                    bad = chunk[int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])]
-                    raise ArtifactError(f"{settings.checkpoint}: its vector for passage {bad.id!r} is not finite")
-                array[start : start + len(chunk)] = rows
-                for passage in chunk:
-                    passages.write(passage)
-                start += len(chunk)
-                running.advance(len(chunk))
+        source = read_passages(settings.corpus)
+        for chunk, rows in embed_passages(encoder, source, count, settings.batch_tokens):
+            array[start : start + len(chunk)] = rows
+            for passage in chunk:
+                passages.write(passage)
+            start += len(chunk)
         if start != count:
             raise DataError(f"{settings.corpus}: changed while it was read ({count} passages, then {start})")
         array.flush()
         passages.close()
     return out
+
+
+def embed_passages(
+    encoder: Encoder, passages: Iterable[Passage], count: int, batch_tokens: int = 4096
+) -> Iterator[tuple[list[Passage], np.ndarray]]:
+    """Passages and their vectors (B, D), a chunk at a time, with progress; vectors that are not finite are refused."""
+    with bar("Embedding", count, "passages") as running:
+        for chunk in _chunks(passages, max(CHUNK, batch_tokens // 16)):
+            texts = [(passage.title, passage.text) for passage in chunk]
+            rows = encoder.encode_passages(texts, batch_tokens=batch_tokens)
+            finite = np.isfinite(rows).all(axis=1)
+            if not finite.all():
+                bad = chunk[int(np.argmin(finite))].id
+                raise ArtifactError(
+                    f"the encoder's vector for passage {bad!r} is not finite; is the checkpoint damaged?"
+                )
+            yield chunk, rows
+            running.advance(len(chunk))
 
 
 def same_inputs(path: Path, kind: str, meta: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..corpus.formats import Passage
 from ..errors import ArtifactError, UsageError
+from .embed import embed_passages
 from .index import DenseIndex, check_k, open_index
 from .lexical import LexicalIndex
 from .store import PassageStore
@@ -46,13 +47,15 @@ class Searcher:
         self._rows_of: dict[str, np.ndarray] | None = None
 
     @classmethod
-    def from_passages(cls, encoder: Encoder, passages: Sequence[Passage | str | tuple[str, str]]) -> Searcher:
+    def from_passages(
+        cls, encoder: Encoder, passages: Sequence[Passage | str | tuple[str, str]], *, batch_tokens: int = 4096
+    ) -> Searcher:
         """Embed and index in memory: texts, (title, text) pairs or `Passage`s; ids default to 0, 1 ..."""
         known = [_as_passage(passage, number) for number, passage in enumerate(passages)]
         if not known:
             raise UsageError("no passages were given; a searcher needs at least one")
-        vectors = encoder.encode_passages([(passage.title, passage.text) for passage in known])
-        return cls(encoder, DenseIndex.build(np.asarray(vectors)), known)
+        vectors = [rows for _, rows in embed_passages(encoder, known, len(known), batch_tokens)]
+        return cls(encoder, DenseIndex.build(np.concatenate(vectors)), known)
 
     @classmethod
     def open(
@@ -95,7 +98,11 @@ class Searcher:
         check_k(k, len(self) if among is None else len(among))  # before the encoder works for nothing
         if not queries:
             return []
-        scores, rows = self._dense.search(np.asarray(self._encoder.encode_queries(list(queries))), k, among)
+        return self.search_vectors(self._encoder.encode_queries(list(queries)), k, language)
+
+    def search_vectors(self, vectors: np.ndarray, k: int = 10, language: str | None = None) -> list[list[Hit]]:
+        """As `search_many`, for queries (Q, D) that this searcher's encoder has embedded already."""
+        scores, rows = self._dense.search(vectors, k, self._among(language))
         return [self._hits(*pair) for pair in zip(scores, rows, strict=True)]
 
     def search_lexical(self, query: str, k: int = 10) -> list[Hit]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -39,7 +40,7 @@ class PassageWriter:
     """Appends passages to a draft's folder; `close` writes the offsets."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._offsets = folder, [0]
+        self._folder, self._offsets = folder, array("q", [0])
         self._stream: BinaryIO = (folder / PASSAGES).open("wb")
 
     def write(self, passage: Passage) -> None:

@@ -72,7 +72,7 @@ def show(query: str, hits: Sequence[Hit], *, lines: int = 3, width: int | None =
     for hit in hits:
         name = language(hit.language).name or "?"
         shown.append(f"{hit.rank:>2}. {hit.score:.3f}  {name}  {isolate(_clean(hit.title or hit.id), hit.language)}")
-        wrapped = wrap(_clean(hit.text), width - 4)
+        wrapped = wrap(_clean(hit.text), width - 6)  # indented by four, and room for an ellipsis
         if lines and len(wrapped) > lines:
             wrapped = [*wrapped[: lines - 1], wrapped[lines - 1] + " …"]
         shown += [f"    {isolate(line, hit.language)}" for line in wrapped]

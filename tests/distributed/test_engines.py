@@ -31,8 +31,9 @@ ONE_RANK = ["plain:moco", "plain:in_batch", "plain:moco:bf16"]
 
 def launch(folder, ranks, cases):
     folder.mkdir()
-    words = "the quick brown fox jumps over the lazy dog while seven wizards brew a potion of moss and amber".split()
-    Tokenizer.train([" ".join(words[i % 19 :]) for i in range(60)], 60).save(folder / "tokenizer")
+    sample = pathlib.Path(__file__).parents[2] / "mcontriever" / "sample" / "corpus.en.jsonl"
+    texts = [json.loads(line)["text"] for line in sample.read_text(encoding="utf-8").splitlines()]
+    Tokenizer.train(texts, 300).save(folder / "tokenizer")
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command = (starter if ranks > 1 else [sys.executable]) + [str(WORKER), str(folder), ",".join(cases)]
     done = subprocess.run(

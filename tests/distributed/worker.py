@@ -1,7 +1,8 @@
 """What one rank runs in the distributed tests: a few steps of every engine on the same tiny experiment.
 
-Started by torchrun (or alone) with: OUT CASE[,CASE…]. A case is ENGINE:OBJECTIVE[:PRECISION[:ACCUMULATION]], ENGINE being
-`plain` or the name of a file in ds_configs. Rank 0 writes losses, gradient norms and final weights to OUT/<case>.
+Started by torchrun (or alone) with: OUT CASE[,CASE…]. A case is ENGINE:OBJECTIVE[:PRECISION[:ACCUMULATION]], ENGINE
+being `plain` or the name of a file in ds_configs. Rank 0 writes losses, gradient norms and final weights to
+OUT/<case>.
 """
 
 import dataclasses

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mcontriever.corpus.tokenizer import Tokenizer
-from mcontriever.encoder import Encoder, ModelSettings
+from mcontriever.encoder import Encoder, ModelSettings, save
 from mcontriever.pairs import Packed
 
 TEXTS = [
@@ -67,3 +69,25 @@ def spread() -> Callable[[Encoder], Encoder]:
         return encoder
 
     return change
+
+
+@pytest.fixture(scope="session")
+def saved(make_encoder: Callable[[], Encoder], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "saved"
+    return save(make_encoder(), path, extra_files={"recipe.toml": "seed = 1\n"}, meta={"steps": 7})
+
+
+@pytest.fixture
+def ours(saved: Path, tmp_path: Path) -> Path:
+    """A copy, to be harmed."""
+    return Path(shutil.copytree(saved, tmp_path / "ours"))
+
+
+@pytest.fixture
+def foreign(ours: Path, tmp_path: Path) -> Path:
+    """A folder in Hugging Face's layout that knows nothing of us."""
+    folder = tmp_path / "foreign"
+    shutil.copytree(ours, folder)
+    for name in ("contract.json", "manifest.json", "recipe.toml"):
+        (folder / name).unlink()
+    return folder

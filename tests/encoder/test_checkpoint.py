@@ -1,50 +1,16 @@
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import AutoModel, AutoTokenizer
 
 import mcontriever
 from mcontriever import artifact
-from mcontriever.encoder import CheckpointError, Encoder, checkpoint, load, save
+from mcontriever.encoder import Encoder, load, save
 from mcontriever.errors import ArtifactError, UsageError
-
-DOT = {"pooling": "mean", "similarity": "dot"}
-
-
-@pytest.fixture(scope="module")
-def saved(make_encoder: Callable[[], Encoder], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "saved"
-    return save(make_encoder(), path, extra_files={"recipe.toml": "seed = 1\n"}, meta={"steps": 7})
-
-
-@pytest.fixture
-def ours(saved: Path, tmp_path: Path) -> Path:
-    """A copy, to be harmed."""
-    return Path(shutil.copytree(saved, tmp_path / "ours"))
-
-
-@pytest.fixture
-def foreign(ours: Path, tmp_path: Path) -> Path:
-    """A folder in Hugging Face's layout that knows nothing of us."""
-    folder = tmp_path / "foreign"
-    shutil.copytree(ours, folder)
-    for name in ("contract.json", "manifest.json", "recipe.toml"):
-        (folder / name).unlink()
-    return folder
-
-
-def change_config(folder: Path, **changes: object) -> None:
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(content | changes))
 
 
 def test_what_is_saved_is_loaded(encoder: Encoder, ours: Path, texts: list[str]) -> None:
@@ -124,184 +90,6 @@ def test_a_folder_without_its_manifest_is_not_whole(ours: Path) -> None:
 def test_a_contract_is_not_overridden(ours: Path) -> None:
     with pytest.raises(UsageError, match="leave out pooling"):
         load(ours, pooling="cls")
-
-
-def test_a_silent_folder_is_asked_about(foreign: Path, encoder: Encoder, texts: list[str]) -> None:
-    with pytest.raises(CheckpointError, match=r'give load\(…, pooling="mean" or "cls", similarity="dot" or "cosine"\)'):
-        load(foreign)
-    with pytest.raises(CheckpointError, match=r"give load\(…, similarity="):
-        load(foreign, pooling="cls")
-    loaded = load(foreign, device="cpu", **DOT)
-    assert loaded.contract == encoder.contract
-    np.testing.assert_array_equal(loaded.encode_queries(texts), encoder.encode_queries(texts))
-    assert load(foreign, pooling="cls", similarity="cosine").contract.normalise
-    with pytest.raises(UsageError, match="poling"):
-        load(foreign, **DOT, poling="cls")  # type: ignore[call-arg]
-
-
-def sentence_transformer(folder: Path, modules: list[str], pooling: str = "cls_token", **use: object) -> None:
-    rows = [{"idx": i, "path": f"{i}_{kind}", "type": f"x.models.{kind}"} for i, kind in enumerate(modules)]
-    (folder / "modules.json").write_text(json.dumps(rows))
-    (folder / "1_Pooling").mkdir()
-    modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens", "max_tokens")}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **modes}))
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 48, "do_lower_case": True}))
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(use))
-
-
-def test_sentence_transformers_files_are_read(foreign: Path) -> None:
-    prompts = {"query": "query: ", "document": "passage: "}
-    sentence_transformer(foreign, ["Transformer", "Pooling", "Normalize"], prompts=prompts)
-    contract = load(foreign).contract
-    assert (contract.pooling, contract.normalise, contract.similarity) == ("cls", True, "cosine")
-    assert (contract.query_prefix, contract.passage_prefix) == ("query: ", "passage: ")
-    assert (contract.query_max_length, contract.passage_max_length, contract.lowercase) == (48, 48, True)
-
-
-def test_sentence_transformers_without_normalisation(foreign: Path) -> None:
-    sentence_transformer(foreign, ["Transformer", "Pooling"], "mean_tokens", similarity_fn_name="dot")
-    contract = load(foreign).contract
-    assert (contract.pooling, contract.normalise, contract.similarity) == ("mean", False, "dot")
-    (foreign / "config_sentence_transformers.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"give load\(…, similarity="):
-        load(foreign)
-
-
-@pytest.mark.parametrize(
-    ("modules", "pooling", "message"),
-    [
-        (["Transformer", "Pooling", "Dense"], "cls_token", "module Dense cannot be loaded"),
-        (["Transformer", "Pooling"], "max_tokens", r"max_tokens.*cannot be loaded"),
-    ],
-)
-def test_other_modules_are_refused(foreign: Path, modules: list[str], pooling: str, message: str) -> None:
-    sentence_transformer(foreign, modules, pooling)
-    with pytest.raises(CheckpointError, match=message):
-        load(foreign)
-
-
-def test_hub_names_are_fetched_and_the_registry_knows_their_rules(
-    foreign: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(
-        checkpoint, "snapshot_download", lambda name, allow_patterns: (asked.append(name), str(foreign))[1]
-    )
-    contract = load("castorini/mdpr-tied-pft-msmarco", passage_max_length=60).contract
-    assert asked == ["castorini/mdpr-tied-pft-msmarco"]
-    assert (contract.pooling, contract.similarity, contract.passage_max_length) == ("cls", "dot", 60)
-
-
-def test_only_tensors_are_fetched_when_there_are_safetensors(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patterns: list[list[str]] = []
-    monkeypatch.setattr(
-        checkpoint, "snapshot_download", lambda name, allow_patterns: (patterns.append(allow_patterns), str(foreign))[1]
-    )
-    load("facebook/contriever", query_max_length=60, passage_max_length=60)
-    assert not any("pytorch_model.bin" in pattern for pattern in patterns)
-    torch.save(load_file(foreign / "model.safetensors"), foreign / "pytorch_model.bin")
-    (foreign / "model.safetensors").unlink()
-    load("facebook/contriever", query_max_length=60, passage_max_length=60)
-    assert "pytorch_model.bin" in patterns[-1]
-
-
-def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(name: str, allow_patterns: list[str]) -> str:
-        raise LocalEntryNotFoundError("cannot find an appropriate cached snapshot\nand a second line")
-
-    monkeypatch.setattr(checkpoint, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"^facebook/mcontriever: no such folder, and the hub") as error:
-        load("facebook/mcontriever")
-    assert "\n" not in str(error.value)
-    with pytest.raises(CheckpointError, match="no such folder; expected"):
-        load("/nowhere/at/all")
-
-
-def test_an_old_pickled_bert_is_read(tmp_path: Path) -> None:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=20,
-    )
-    theirs = BertForMaskedLM(config).eval()
-    weights = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor.half()
-        for name, tensor in theirs.state_dict().items()
-    }
-    weights["bert.pooler.dense.weight"] = torch.zeros(16, 16)
-    weights["bert.embeddings.position_ids"] = torch.arange(20)[None]
-    config.to_json_file(tmp_path / "config.json")
-    torch.save(weights, tmp_path / "pytorch_model.bin")
-    loaded = load(tmp_path, device="cpu", pooling="cls", similarity="dot")
-    ids = torch.tensor([[2, 5, 6, 7, 3]])
-    expected = theirs.half().float().bert(ids).last_hidden_state[0, 0].detach().numpy()
-    np.testing.assert_allclose(loaded.encode_queries(["a b c"])[0], expected, atol=1e-5)
-
-
-def test_weights_in_several_files_are_read(foreign: Path, encoder: Encoder, texts: list[str]) -> None:
-    weights = load_file(foreign / "model.safetensors")
-    (foreign / "model.safetensors").unlink()
-    places = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(weights)}
-    for part in set(places.values()):
-        save_file({name: tensor for name, tensor in weights.items() if places[name] == part}, foreign / part)
-    (foreign / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    loaded = load(foreign, device="cpu", **DOT)
-    np.testing.assert_array_equal(loaded.encode_queries(texts), encoder.encode_queries(texts))
-    (foreign / "model-1.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-1\.safetensors"):
-        load(foreign, **DOT)
-
-
-def rewrite(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    def harm(folder: Path) -> None:
-        weights = load_file(folder / "model.safetensors")
-        change(weights)
-        save_file(weights, folder / "model.safetensors")
-
-    return harm
-
-
-def truncate(folder: Path) -> None:
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[:-8])
-
-
-def pickle_in(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({"weights": Path("anything")}, folder / "pytorch_model.bin")
-
-
-BIAS = "encoder.layer.0.output.dense.bias"
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (rewrite(lambda weights: weights.pop(BIAS)), rf"lack {BIAS} \(1 in all\)"),
-        (rewrite(lambda weights: weights.update({"projection": torch.zeros(1)})), "have unknown projection"),
-        (rewrite(lambda weights: weights.update({BIAS: torch.zeros(7)})), rf"{BIAS} has shape \(7,\).*\(32,\)"),
-        (truncate, r"model\.safetensors: damaged or incomplete"),
-        (pickle_in, r"pytorch_model\.bin: damaged, or holds more than tensors"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no weights in it"),
-        (lambda folder: (folder / "config.json").unlink(), r"config\.json: cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: not valid JSON"),
-        (lambda folder: change_config(folder, model_type="gpt2"), r"model_type 'gpt2' cannot be loaded"),
-        (lambda folder: change_config(folder, auto_map={"AutoModel": "x.Y"}), r"never run here"),
-        (lambda folder: change_config(folder, vocab_size=50), r"105 ids, the model 50"),
-    ],
-)
-def test_a_foreign_folder_that_does_not_fit(foreign: Path, harm: Callable[[Path], object], message: str) -> None:
-    harm(foreign)
-    with pytest.raises(CheckpointError, match=message) as error:
-        load(foreign, **DOT)
-    assert "\n" not in str(error.value)
-    assert str(foreign) in str(error.value)
 
 
 def test_precision_is_checked(ours: Path) -> None:

@@ -78,7 +78,8 @@ def road(tmp_path_factory, encoder):
 
 def settings_for(folder, **changes):
     plain = {"checkpoint": folder / "model", "corpus": folder / "corpus", "out": folder / "vectors"}
-    return EmbedSettings(**{name: str(value) for name, value in (plain | changes).items()})
+    values = plain | changes
+    return EmbedSettings(**{name: value if isinstance(value, int) else str(value) for name, value in values.items()})
 
 
 def brute_force(encoder, query, passages):
@@ -174,7 +175,7 @@ def test_embedding_in_small_chunks_changes_nothing(road, monkeypatch, encoder):
     import sys
 
     monkeypatch.setattr(sys.modules["mcontriever.retrieval.embed"], "CHUNK", 2)
-    embed(settings_for(road, out=road / "chunked"))
+    embed(settings_for(road, out=road / "chunked", batch_tokens=16))
     one, two = Vectors.open(road / "vectors"), Vectors.open(road / "chunked")
     np.testing.assert_allclose(one.vectors, two.vectors, atol=1e-5)
     assert list(one.passages) == list(two.passages) == PASSAGES
@@ -197,6 +198,20 @@ def test_an_embedding_that_fails_leaves_nothing(road, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Encoder, "encode_passages", fail)
     with pytest.raises(RuntimeError):
+        embed(settings_for(road, out=tmp_path / "vectors"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_vector_that_is_not_finite_is_named(road, tmp_path, monkeypatch):
+    real = Encoder.encode_passages
+
+    def damaged(self, passages, **options):
+        rows = real(self, passages, **options)
+        rows[3, 1] = np.nan
+        return rows
+
+    monkeypatch.setattr(Encoder, "encode_passages", damaged)
+    with pytest.raises(ArtifactError, match=PASSAGES[3].id):
         embed(settings_for(road, out=tmp_path / "vectors"))
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,120 @@
+"""`make bench`: is ours faster than the usual way, and by how much, on this machine and now.
+
+Absolute times on a shared machine say little. Both sides therefore run turn about in one process, and what is reported
+is their ratio in each round: its median, and its spread, so that a lucky round is seen for what it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from bench_cases import CASES, BenchSettings, Case  # type: ignore[import-not-found]  # scripts/ is no package
+
+from mcontriever import artifact, settings
+from mcontriever.errors import run_command
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case, timed: the median rates of ours and the peer in `unit`, and how many times faster ours is."""
+
+    name: str
+    ours: float
+    peer: float
+    unit: str
+    ratio: float
+    low: float
+    high: float
+    machine: str
+    commit: str
+
+
+def measure(
+    case: Case, rounds: int, *, machine: str = "", commit: str = "", clock: Callable[[], float] = time.perf_counter
+) -> Result:
+    """Warm both sides up, then time them turn about: A B A B."""
+
+    def rate(work: Callable[[], float]) -> float:
+        began = clock()
+        done = work()
+        return done / max(clock() - began, 1e-9)
+
+    case.ours(), case.peer()
+    pairs = [(rate(case.ours), rate(case.peer)) for _ in range(rounds)]
+    ratios = [ours / peer for ours, peer in pairs]
+    ours, peer = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+    return Result(
+        case.name, ours, peer, case.unit, statistics.median(ratios), min(ratios), max(ratios), machine, commit
+    )
+
+
+def table(results: Sequence[Result], peers: Sequence[str]) -> str:
+    """The results for a terminal."""
+    rows = [("case", "ours", "peer", "unit", "ratio", "spread", "against")]
+    for result, peer in zip(results, peers, strict=True):
+        spread = f"{result.low:.2f}-{result.high:.2f}"
+        rates = f"{result.ours:,.1f}", f"{result.peer:,.1f}"
+        rows.append((result.name, *rates, result.unit, f"{result.ratio:.2f}x", spread, peer))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def write(results: Sequence[Result], path: Path | str) -> None:
+    """The results for a program: a list of objects, one a case."""
+    artifact.write_text(path, json.dumps([dataclasses.asdict(result) for result in results], indent=1) + "\n")
+
+
+def main(argv: list[str]) -> list[Result]:
+    """Run the cases asked for, print the table, write the file."""
+    asked = settings.parse(BenchSettings, argv, prog="scripts/bench.py")
+    torch.set_num_threads(asked.threads)
+    rounds = 3 if asked.quick else asked.rounds
+    results, peers = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in [asked.case] if asked.case else list(CASES):
+            sys.stderr.write(f"{name} …\n")
+            case = CASES[name](asked, Path(folder))
+            results.append(measure(case, rounds, machine=_machine(asked), commit=_commit()))
+            peers.append(case.peer_name)
+    sys.stdout.write(f"{_machine(asked)}, {_commit()}\n{table(results, peers)}\n")
+    write(results, asked.out)
+    return results
+
+
+def _machine(asked: BenchSettings) -> str:
+    if asked.gpu:
+        return str(torch.cuda.get_device_name())
+    model = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = [line for line in information.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return f"{model}, {asked.threads} of {os.cpu_count()} threads, torch {torch.__version__}"
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        root = Path(__file__).resolve().parent
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    return (commit + ("+changes" if git("status", "--porcelain") else "")) if commit else "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

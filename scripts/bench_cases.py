@@ -1,0 +1,243 @@
+"""The cases of `make bench`: what we do, and the way it is usually done, on the same input.
+
+The peers are written plainly or are transformers used as its documentation shows. A case first makes sure that both
+sides do the same work; what they give must agree before how fast they give it means anything.
+Letters: B pairs of a batch, N texts, D dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mcontriever.artifact import write_text
+from mcontriever.corpus.formats import read_passages
+from mcontriever.corpus.prepare import PrepareSettings, prepare
+from mcontriever.corpus.shards import Shards
+from mcontriever.corpus.tokenizer import Tokenizer
+from mcontriever.encoder import Encoder, ModelSettings, save
+from mcontriever.errors import UsageError
+from mcontriever.pairs.unlabelled import UnlabelledPairs, UnlabelledSettings
+from mcontriever.settings import in_range, one_of
+
+SAMPLE = Path(__file__).resolve().parent.parent / "mcontriever" / "sample"
+BATCH = 64  # pairs of a batch, on both sides
+ROWS = 32  # texts the peer encodes at a time: sentence-transformers' default
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """Time ours against a peer, turn about in one run."""
+
+    case: str = ""
+    """Only the case of this name."""
+    out: str = "bench.json"
+    """Where the results go."""
+    quick: bool = False
+    """A small model, few texts and three rounds: whether it runs, not how fast."""
+    gpu: bool = False
+    """On the GPU, in bf16."""
+    rounds: int = 5
+    """How often each side is timed, after one warm-up."""
+    threads: int = 1
+    """Threads of the CPU."""
+    layers: int = 6
+    """Layers of the encoder."""
+    hidden: int = 384
+    """Its dimensions."""
+    heads: int = 6
+    """Its attention heads."""
+    vocabulary: int = 8000
+    """Its vocabulary, trained on the sample."""
+    texts: int = 200
+    """How many passages of the sample are encoded."""
+
+    def __post_init__(self) -> None:
+        in_range("rounds", self.rounds, 1, 1000)
+        in_range("threads", self.threads, 1, 1024)
+        in_range("texts", self.texts, 1, 1_000_000)
+        if self.case:
+            one_of("case", self.case, CASES)
+        if self.gpu and not torch.cuda.is_available():
+            raise UsageError("--gpu: torch sees no GPU here; leave it out, or install torch with CUDA")
+
+    @property
+    def device(self) -> torch.device:
+        """Where both sides run."""
+        return torch.device("cuda" if self.gpu else "cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two ways to do one thing. Each call does it once and returns how much was done, in what `unit` counts."""
+
+    name: str
+    unit: str
+    ours: Callable[[], float]
+    peer: Callable[[], float]
+    peer_name: str
+
+
+def loader(settings: BenchSettings, folder: Path) -> Case:
+    """Crop pairs from shards: ours against a dataset that makes one pair at a time and a collator that pads."""
+    shards = Shards.open(_prepared(settings, folder))
+    crops = UnlabelledSettings(shards=str(shards.path))
+    pairs = UnlabelledPairs(shards, crops, seed=0)
+    batches = 10 if settings.quick else 50
+    plain = DataLoader(
+        _OneByOne(shards, crops, batches * BATCH), batch_size=BATCH, collate_fn=_Padded(shards.tokenizer().pad)
+    )
+
+    def ours() -> float:
+        for step in range(batches):
+            pairs.batch(step, np.arange(BATCH), BATCH)
+        return batches * BATCH
+
+    def peer() -> float:
+        return float(sum(len(batch["query"]) for batch in plain))
+
+    _same_size(
+        [float(pairs.batch(step, np.arange(BATCH), BATCH).query.lengths.float().mean()) for step in range(batches)],
+        [float(batch["query_mask"].sum(1).float().mean()) for batch in plain],
+    )
+    return Case("loader", "pairs/s", ours, peer, "one pair at a time, padded")
+
+
+def encoding(settings: BenchSettings, folder: Path) -> Case:
+    """Passages to vectors, from text: ours against transformers, padded, in the order given."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    shards = Shards.open(_prepared(settings, folder))
+    shape = ModelSettings(
+        layers=2 if settings.quick else settings.layers,
+        hidden=settings.hidden,
+        heads=settings.heads,
+        intermediate=4 * settings.hidden,
+    )
+    encoder = Encoder.random(shape, shards.tokenizer(), passage_max_length=256).to(settings.device).eval()
+    path = save(encoder, folder / "checkpoint")
+    logging.disable_progress_bar()
+    model = AutoModel.from_pretrained(path, add_pooling_layer=False).to(settings.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    passages = _passages(32 if settings.quick else settings.texts)
+    if settings.gpu:
+        encoder.precision = "bf16"
+
+    def ours() -> Any:
+        return encoder.encode_passages(passages)  # (N, D)
+
+    def peer() -> Any:
+        rows = []
+        with torch.no_grad(), torch.autocast(settings.device.type, torch.bfloat16, enabled=settings.gpu):
+            for start in range(0, len(passages), ROWS):
+                batch = tokenizer(
+                    passages[start : start + ROWS], padding=True, truncation=True, max_length=256, return_tensors="pt"
+                ).to(settings.device)
+                hidden = model(**batch).last_hidden_state.float()
+                mask = batch["attention_mask"][..., None]
+                rows.append(((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy())
+        return np.concatenate(rows)  # (N, D)
+
+    np.testing.assert_allclose(ours(), peer(), atol=0.05 if settings.gpu else 1e-4)
+    return Case("encoding", "passages/s", lambda: len(ours()), lambda: len(peer()), "transformers, padded")
+
+
+CASES: dict[str, Callable[[BenchSettings, Path], Case]] = {"loader": loader, "encoding": encoding}
+
+
+class _OneByOne(Dataset[tuple[Tensor, Tensor]]):
+    """A pair for an index, as a torch dataset is usually written: draw a window, crop it twice, drop tokens."""
+
+    def __init__(self, shards: Shards, crops: UnlabelledSettings, count: int) -> None:
+        self.crops, self.count, self.random = crops, count, random.Random(0)
+        self.bos, self.eos = shards.tokenizer().bos, shards.tokenizer().eos
+        self.tokens = [torch.from_numpy(shards.tokens(name).astype(np.int64)) for name in shards.languages]
+        self.offsets = [shards.offsets(name) for name in shards.languages]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index >= self.count:
+            raise IndexError(index)
+        language = self.random.randrange(len(self.tokens))
+        document = self.random.randrange(len(self.offsets[language]) - 1)
+        begin, end = (int(offset) for offset in self.offsets[language][document : document + 2])
+        parts = -(-(end - begin) // self.crops.window)  # of equal size, as ours cuts a document
+        part = self.random.randrange(parts)
+        window = self.tokens[language][begin:end][(end - begin) * part // parts : (end - begin) * (part + 1) // parts]
+        return self.view(window), self.view(window)
+
+    def view(self, window: Tensor) -> Tensor:
+        """A random crop with some tokens dropped, its special tokens around it."""
+        length = max(1, round(len(window) * self.random.uniform(self.crops.crop_min, self.crops.crop_max)))
+        start = self.random.randint(0, len(window) - length)
+        kept = [token for token in window[start : start + length].tolist() if self.random.random() >= self.crops.delete]
+        return torch.tensor([self.bos, *kept, self.eos])
+
+
+class _Padded:
+    """Pairs to padded tensors with their masks."""
+
+    def __init__(self, pad: int) -> None:
+        self.pad = pad
+
+    def __call__(self, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        batch = {}
+        for name, views in zip(("query", "passage"), zip(*pairs, strict=True), strict=True):
+            batch[name] = torch.full((len(views), max(map(len, views))), self.pad)  # (B, longest)
+            for row, view in zip(batch[name], views, strict=True):
+                row[: len(view)] = view
+            batch[f"{name}_mask"] = batch[name] != self.pad
+        return batch
+
+
+def _articles() -> list[tuple[str, str]]:
+    """(language, text) of long documents, ten passages of the sample each: crops come from windows of 256 tokens."""
+    articles = []
+    for language in sorted(path.name.split(".")[1] for path in SAMPLE.glob("corpus.*.jsonl")):
+        texts = [passage.text for passage in read_passages(SAMPLE / f"corpus.{language}.jsonl")]
+        articles += [(language, " ".join(texts[start : start + 10])) for start in range(0, len(texts), 10)]
+    return articles
+
+
+def _passages(count: int) -> list[str]:
+    """Beginnings of the articles, as unequal in length as passages in the wild are (lognormal)."""
+    generator = random.Random(0)
+    articles = [text for _, text in _articles()]
+    return [generator.choice(articles)[: max(20, int(generator.lognormvariate(5.5, 0.6)))] for _ in range(count)]
+
+
+def _prepared(settings: BenchSettings, folder: Path) -> Path:
+    """Shards of the articles, with a tokenizer trained on the sample; made once for all cases of a run."""
+    path = folder / "shards"
+    if not path.exists():
+        articles = _articles()
+        texts = [passage.text for passage in read_passages(SAMPLE)]
+        Tokenizer.train(texts, settings.vocabulary).save(folder / "tokenizer")
+        for language in sorted({language for language, _ in articles}):
+            lines = [
+                json.dumps({"_id": str(row), "text": text})
+                for row, (name, text) in enumerate(articles)
+                if name == language
+            ]
+            write_text(folder / "corpus" / f"{language}.jsonl", "\n".join(lines) + "\n")
+        tokenizer = str(folder / "tokenizer")
+        prepare(PrepareSettings(corpus=str(folder / "corpus"), out=str(path), tokenizer=tokenizer))
+    return path
+
+
+def _same_size(ours: list[float], peer: list[float]) -> None:
+    """Both loaders must deliver about as many tokens, or their rates cannot be compared."""
+    if abs(np.mean(ours) / np.mean(peer) - 1) > 0.1:
+        raise AssertionError(f"ours gives {np.mean(ours):.1f} tokens a view, the peer {np.mean(peer):.1f}")

@@ -1,0 +1,173 @@
+"""`prepare`: what lands in the shards, that it is the same every time, and what bad input gets."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from mcontriever.artifact import open_artifact
+from mcontriever.corpus import NO_ARTICLE, LanguageWriter, PrepareSettings, Shards, prepare
+from mcontriever.corpus.prepare import _even_shares
+from mcontriever.errors import ArtifactError, DataError, SettingsError
+
+ENGLISH = [
+    {"_id": "coffee.en", "article": "coffee", "title": "Coffee", "text": "Coffee is a drink made from roasted seeds."},
+    {"_id": "tea.en", "article": "tea", "text": "Tea is a drink made from the leaves of a shrub."},
+    {"_id": "short", "text": "Too short"},
+    {"_id": "again", "text": "Tea is  a drink made from the\nleaves of a shrub."},
+    {"_id": "alone", "text": "Nothing else in any language is about this subject."},
+]
+SWAHILI = [
+    {"_id": "tea.sw", "article": "tea", "text": "Chai ni kinywaji kinachotengenezwa kwa majani ya mmea."},
+    {"_id": "coffee.sw", "article": "coffee", "text": "Kahawa ni kinywaji kinachotengenezwa kwa mbegu."},
+    {"_id": "milk.sw", "article": "milk", "text": "Maziwa ni kinywaji kinachotoka kwa wanyama wengi."},
+]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write(folder, en=ENGLISH, sw=SWAHILI)
+    return folder
+
+
+def write(folder, **languages):
+    for language, rows in languages.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"corpus.{language}.jsonl").write_text(text)
+
+
+def settings(corpus, out, **changes):
+    values = {"vocab_size": 50, "min_tokens": 8} | changes
+    return PrepareSettings(corpus=str(corpus), out=str(out), **values)
+
+
+def texts_of(shards, language):
+    offsets, tokens = shards.offsets(language), shards.tokens(language)
+    return [shards.tokenizer().decode(tokens[start:end]) for start, end in itertools.pairwise(offsets)]
+
+
+def test_shards_hold_every_document_once_in_order(corpus, tmp_path, capsys):
+    shards = Shards.open(prepare(settings(corpus, tmp_path / "shards", min_tokens=10)))
+    assert shards.languages == ["en", "sw"]
+    assert texts_of(shards, "en") == [
+        "Coffee Coffee is a drink made from roasted seeds.",
+        ENGLISH[1]["text"],
+        ENGLISH[4]["text"],
+    ]
+    assert texts_of(shards, "sw") == [row["text"] for row in SWAHILI]
+    assert shards.articles("en").tolist() == [0, 1, NO_ARTICLE]
+    assert shards.articles("sw").tolist() == [1, 0, 2]
+    assert shards.article_count == 3
+    assert shards.tokens("en").dtype == np.uint8
+    assert shards.vocab_size == shards.tokenizer().vocab_size == 50
+    report = open_artifact(shards.path, "token shards").meta["report"]
+    words = len(("Coffee " + " ".join(ENGLISH[row]["text"] for row in (0, 1, 4))).split())
+    tokens = len(shards.tokens("en"))
+    assert report["en"] == {"documents": 3, "tokens": tokens, "words": words, "too_short": 1, "duplicates": 1}
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert ["en", "3", f"{tokens}", f"{tokens / words:.2f}", "1", "1"] in [
+        line.split() for line in printed.err.splitlines()
+    ]
+
+
+def test_same_input_same_bytes(corpus, tmp_path):
+    first, second = (prepare(settings(corpus, tmp_path / name)) for name in ("first", "second"))
+    files = [path.relative_to(first) for path in first.rglob("*") if path.is_file()]
+    assert len(files) >= 9
+    for file in files:
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+
+
+def test_output_of_the_same_input_is_kept_and_of_another_refused(corpus, tmp_path, capsys):
+    out = prepare(settings(corpus, tmp_path / "shards"))
+    before = (out / "manifest.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert prepare(settings(corpus, out)) == out
+    assert "kept" in capsys.readouterr().err
+    for changes in ({"min_tokens": 9}, {"vocab_size": 51}):
+        with pytest.raises(ArtifactError, match="made from another input or with other settings; give --overwrite"):
+            prepare(settings(corpus, out, **changes))
+    write(corpus, en=ENGLISH[:2])
+    with pytest.raises(ArtifactError, match="made from another input"):
+        prepare(settings(corpus, out))
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+    prepare(settings(corpus, out, overwrite=True))
+    assert len(Shards.open(out).articles("en")) == 2
+
+
+def test_a_damaged_or_foreign_output_is_refused(corpus, tmp_path):
+    out = prepare(settings(corpus, tmp_path / "shards"))
+    file = out / "tokens.en.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"tokens\.en\.npy: its content differs"):
+        Shards.open(out)
+    with pytest.raises(ArtifactError, match=r"tokens\.en\.npy.*, or give --overwrite"):
+        prepare(settings(corpus, out))
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ArtifactError, match="mine: not a token shards"):
+        prepare(settings(corpus, tmp_path / "mine"))
+
+
+def test_a_given_tokenizer_is_used(corpus, tmp_path):
+    first = Shards.open(prepare(settings(corpus, tmp_path / "first")))
+    given = str(first.path / "tokenizer")
+    second = Shards.open(prepare(settings(corpus / "corpus.sw.jsonl", tmp_path / "second", tokenizer=given)))
+    assert second.languages == ["sw"]
+    assert second.tokenizer().fingerprint == first.tokenizer().fingerprint
+    np.testing.assert_array_equal(second.tokens("sw"), first.tokens("sw"))
+    assert second.fingerprint != first.fingerprint
+
+
+def test_a_bad_line_anywhere_stops_before_anything_is_written(corpus, tmp_path):
+    with (corpus / "corpus.sw.jsonl").open("ab") as stream:
+        stream.write(b'{"_id": "x", "text": "\xc3"}\n')
+    with pytest.raises(DataError, match=r"corpus\.sw\.jsonl:4: not UTF-8"):
+        prepare(settings(corpus, tmp_path / "shards"))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_nothing_to_prepare_is_an_error(corpus, tmp_path, capsys):
+    with pytest.raises(DataError, match="no such file or folder"):
+        prepare(settings(tmp_path / "nowhere", tmp_path / "shards"))
+    with pytest.raises(DataError, match="no document has 500 tokens or more; give a smaller --min_tokens"):
+        prepare(settings(corpus, tmp_path / "shards", min_tokens=500))
+    assert not (tmp_path / "shards").exists()
+    write(corpus, en=[], sw=[])
+    with pytest.raises(DataError, match="its files hold no document"):
+        prepare(settings(corpus, tmp_path / "shards"))
+    capsys.readouterr()
+    write(corpus, en=ENGLISH, sw=[{"_id": "1", "text": "mbegu"}])
+    shards = Shards.open(prepare(settings(corpus, tmp_path / "shards", vocab_size=45)))
+    assert shards.languages == ["en"]
+    assert "sw: no document of at least 8 tokens: the language is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"vocab_size": 3}, {"min_tokens": 0}, {"tokenizer_characters": 1}])
+def test_settings_out_of_range(changes):
+    with pytest.raises(SettingsError, match=next(iter(changes))):
+        settings("in", "out", **changes)
+
+
+def test_even_shares_give_what_small_languages_cannot_use_to_the_others():
+    assert _even_shares({"a": 10, "b": 1000, "c": 500}, 310) == {"a": 10, "c": 150, "b": 150}
+    assert _even_shares({"a": 10, "b": 20}, 1000) == {"a": 10, "b": 20}
+
+
+@pytest.mark.parametrize(("vocabulary", "dtype"), [(256, "u1"), (257, "u2"), (65536, "u2"), (65537, "u4")])
+def test_arrays_grow_chunk_by_chunk_in_the_smallest_type(tmp_path, vocabulary, dtype):
+    chunks = [[np.array([1, 2, vocabulary - 1]), np.array([5])], [], [np.array([7, 8])]]
+    with LanguageWriter(tmp_path, "en", vocabulary) as writer:
+        for chunk in chunks:
+            writer.append(chunk, range(len(chunk)))
+    tokens = np.load(tmp_path / "tokens.en.npy", mmap_mode="r")
+    assert tokens.dtype == np.dtype(dtype)
+    assert tokens.tolist() == [1, 2, vocabulary - 1, 5, 7, 8]
+    assert np.load(tmp_path / "offsets.en.npy").tolist() == [0, 3, 4, 6]
+    assert np.load(tmp_path / "articles.en.npy").tolist() == [0, 1, 0]
+    assert (writer.documents, writer.tokens) == (3, 6)

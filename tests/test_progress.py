@@ -1,0 +1,78 @@
+"""Progress: silent when quick, plain lines elsewhere than on a terminal, rate and time left in closed form."""
+
+import re
+
+import pytest
+
+from mcontriever import progress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def run(capsys, seconds_each, steps=10, total=10, **options):
+    clock = Clock()
+    bar = progress.Bar("Embedding", total, "passages", clock=clock, **options)
+    for _ in range(steps):
+        clock.now += seconds_each
+        bar.advance()
+    bar.close()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err
+
+
+def test_quick_work_says_nothing(capsys):
+    assert run(capsys, 0.1) == ""
+
+
+def test_slow_work_says_lines_now_and_then(capsys):
+    lines = run(capsys, 3.0).splitlines()
+    assert lines == [
+        "Embedding  1/10 passages  10%  3.0 s each  ETA 0:27",
+        "Embedding  5/10 passages  50%  3.0 s each  ETA 0:15",
+        "Embedding  9/10 passages  90%  3.0 s each  ETA 0:03",
+        "Embedding  10/10 passages  100%  3.0 s each  ETA 0:00",
+    ]
+
+
+def test_other_ranks_are_silent(capsys):
+    assert run(capsys, 3.0, shown=False) == ""
+
+
+def test_an_unknown_total_has_no_time_left(capsys):
+    assert "ETA" not in run(capsys, 3.0, total=None)
+
+
+def test_a_terminal_gets_one_line_rewritten(capsys, monkeypatch):
+    monkeypatch.setattr(progress.Bar, "_live", True)
+    text = run(capsys, 3.0)
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    assert len(re.findall("\r", text)) == 11
+
+
+def test_a_resumed_count_has_the_rate_of_this_run():
+    clock = Clock()
+    bar = progress.Bar("Training", 100, "steps", done=50, clock=clock)
+    clock.now = 10.0
+    bar.advance(20, loss="1.5")
+    assert bar.line() == "Training  70/100 steps  70%  2.0/s  ETA 0:15  loss 1.5"
+
+
+def test_track_gives_the_items_and_closes_on_an_error(capsys):
+    assert list(progress.track(iter("abc"), "Reading", "files")) == ["a", "b", "c"]
+    with pytest.raises(ZeroDivisionError), progress.bar("Reading", 1, "files") as bar:
+        bar.advance(1 // 0)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (59.6, "1:00"), (123, "2:03"), (3723, "1:02:03"), (-1, "0:00")]
+)
+def test_durations(seconds, text):
+    assert progress.duration(seconds) == text

@@ -1,0 +1,171 @@
+"""Settings: where a value comes from, and that every mistake is one line naming file, key, expectation, nearest key."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from mcontriever import settings
+from mcontriever.errors import SettingsError, UsageError
+from mcontriever.settings import build, dump, in_range, one_of, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """How weights move."""
+
+    lr: float = 1e-4
+    """learning rate"""
+    schedule: str = "linear"
+    """how it falls"""
+    warmup: int = 10
+    """steps of rising"""
+
+    def __post_init__(self):
+        in_range("lr", self.lr, 0, 1, low_open=True)
+        one_of("schedule", self.schedule, ["linear", "constant"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """A whole recipe."""
+
+    out: str
+    """folder to write"""
+    optim: Optim = field(default_factory=Optim)
+    languages: tuple[str, ...] = ()
+    """languages used"""
+    loss: Literal["moco", "inbatch"] = "moco"
+    """objective"""
+    bf16: bool = False
+    """half the bytes"""
+    seed: int = 0
+    """random seed"""
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "r.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def complaint(call):
+    with pytest.raises(SettingsError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_overrides_win_over_the_recipe_and_it_over_defaults(tmp_path):
+    path = recipe(tmp_path, 'out = "a"\nseed = 3\nlanguages = ["sw", "en"]\n[optim]\nlr = 0.5\nwarmup = 7\n')
+    made = build(Root, path, {"optim.lr": "1e-5", "loss": "inbatch"})
+    expected = Optim(lr=1e-5, warmup=7)
+    assert made == Root(out="a", seed=3, languages=("sw", "en"), optim=expected, loss="inbatch")
+
+
+def test_the_command_line_takes_every_form(tmp_path):
+    path = recipe(tmp_path, "seed = 3\n")
+    argv = ["place", "--recipe", str(path), "--optim.lr=0.25", "--bf16", "--languages", "en, sw", "--optim.warmup", "5"]
+    made = parse(Root, argv, prog="train", positionals=["out"], recipes=True)
+    assert made == Root(out="place", seed=3, bf16=True, languages=("en", "sw"), optim=Optim(lr=0.25, warmup=5))
+    assert parse(Root, ["--bf16", "false", "--out", "x"], prog="p") == Root(out="x")
+    assert parse(Root, ["--bf16", "--out", "x"], prog="p") == Root(out="x", bf16=True)
+
+
+def test_a_dump_reads_back_equal(tmp_path):
+    made = Root(out='a "quoted" ü', languages=("sw", "ja"), optim=Optim(lr=3e-5), bf16=True, loss="inbatch", seed=7)
+    path = recipe(tmp_path, dump(made))
+    assert build(Root, path) == made
+    assert dump(build(Root, path)) == dump(made)
+
+
+def test_an_unknown_key_names_the_file_and_the_nearest_key(tmp_path):
+    path = recipe(tmp_path, 'out = "a"\n[optim]\nwarmpu = 3\n')
+    assert complaint(lambda: build(Root, path)) == f"{path}: unknown setting optim.warmpu; did you mean 'warmup'?"
+    path = recipe(tmp_path, 'out = "a"\nzzz = 1\n')
+    assert complaint(lambda: build(Root, path)).startswith(f"{path}: unknown setting zzz; known: out, optim")
+    line = complaint(lambda: parse(Root, ["--optim.lrr", "1"], prog="train"))
+    assert line == "command line: unknown option --optim.lrr; did you mean 'optim.lr'?"
+    assert "did you mean 'seed'?" in complaint(lambda: build(Root, None, {"sead": "1"}))
+
+
+def test_a_wrong_type_names_the_file_the_key_and_what_was_expected(tmp_path):
+    path = recipe(tmp_path, 'out = "a"\nseed = "many"\n')
+    assert complaint(lambda: build(Root, path)) == f"{path}: seed must be a whole number, got many"
+    path = recipe(tmp_path, 'out = "a"\n[optim]\nlr = [1]\n')
+    line = complaint(lambda: build(Root, path))
+    assert line.startswith(f"{path}: optim.lr must be a number, got ")
+    path = recipe(tmp_path, 'out = "a"\noptim = 3\n')
+    assert complaint(lambda: build(Root, path)) == f"{path}: optim must be a table [optim], got 3"
+    line = complaint(lambda: build(Root, None, {"out": "a", "seed": "1.5"}))
+    assert line.startswith("command line: seed must be a whole number, got ")
+    line = complaint(lambda: build(Root, None, {"out": "a", "loss": "mocco"}))
+    assert line.startswith("command line: loss must be one of moco, inbatch, got ")
+
+
+def test_a_value_out_of_range_says_the_range(tmp_path):
+    path = recipe(tmp_path, 'out = "a"\n[optim]\nlr = 0.0\n')
+    line = complaint(lambda: build(Root, path))
+    assert line.startswith(f"{path}: ")
+    assert "lr must lie in (0, 1], got 0.0" in line
+    line = complaint(lambda: build(Root, None, {"out": "a", "optim.schedule": "liner"}))
+    assert "schedule must be one of linear, constant, got 'liner'; did you mean 'linear'?" in line
+
+
+def test_a_missing_field_is_named(tmp_path):
+    path = recipe(tmp_path, "seed = 1\n")
+    assert complaint(lambda: build(Root, path)) == f"{path}: missing --out; see --help"
+    assert complaint(lambda: parse(Root, [], prog="p", positionals=["out"])) == "command line: missing OUT; see --help"
+
+
+def test_a_file_that_is_no_toml_is_named(tmp_path):
+    path = recipe(tmp_path, "seed = = 1\n")
+    assert complaint(lambda: build(Root, path)).startswith(f"{path}: not valid TOML: ")
+    path.write_bytes(b'out = "\xff"\n')
+    assert complaint(lambda: build(Root, path)).startswith(f"{path}: not valid TOML: ")
+    missing = tmp_path / "none.toml"
+    assert complaint(lambda: build(Root, missing)) == f"{missing}: cannot be read: No such file or directory"
+
+
+def test_a_command_line_that_makes_no_sense_is_a_usage_error(tmp_path, monkeypatch):
+    for argv, problem in [
+        (["a", "b"], "p: unexpected argument 'b'; options look like --key value, see --help"),
+        (["a", "--seed"], "p: option --seed needs a value"),
+    ]:
+        with pytest.raises(UsageError) as caught:
+            parse(Root, argv, prog="p", positionals=["out"])
+        assert str(caught.value) == problem
+    (tmp_path / "quickstart.toml").write_text("")
+    monkeypatch.setattr(settings, "RECIPES", tmp_path)
+    assert settings.find_recipe("quickstart") == tmp_path / "quickstart.toml"
+    with pytest.raises(UsageError, match="no such file, nor a recipe of that name; did you mean 'quickstart'"):
+        parse(Root, ["--recipe", "quikstart"], prog="p", recipes=True)
+
+
+def test_help_shows_every_field_with_its_words(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(Root, ["--help"], prog="mcontriever thing", positionals=["out"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: mcontriever thing OUT [--key value ...]")
+    for words in ("--optim.lr", "learning rate", "--languages", "languages used", "folder to write"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "inside"),
+    [
+        (0, {}, True),
+        (1, {}, True),
+        (0, {"low_open": True}, False),
+        (1, {"high_open": True}, False),
+        (1.1, {}, False),
+        (float("nan"), {}, False),
+    ],
+)
+def test_ranges(value, options, inside):
+    if inside:
+        in_range("x", value, 0, 1, **options)
+    else:
+        with pytest.raises(SettingsError, match="x must lie in"):
+            in_range("x", value, 0, 1, **options)

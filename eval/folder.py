@@ -36,27 +36,27 @@ class FolderSettings:
     """Evaluate BM25, a random encoder and checkpoints on a folder of queries, passages and qrels."""
 
     data: str
-    """A folder with corpus.<lang>.jsonl[.gz], queries.<lang>.jsonl[.gz] and qrels/<split>.<lang>.tsv."""
+    """folder with corpus.<lang>.jsonl[.gz], queries.<lang>.jsonl[.gz] and qrels/<split>.<lang>.tsv"""
     out: str
-    """Where results.json, table.md and the runs are written."""
+    """where results.json, table.md and the runs are written"""
     checkpoint: tuple[str, ...] = ()
-    """Checkpoints as NAME=PATH, separated by commas."""
+    """checkpoints as NAME=PATH, separated by commas"""
     random: str = ""
-    """A checkpoint whose architecture and tokenizer are also evaluated with fresh random weights."""
+    """checkpoint whose architecture and tokenizer are also evaluated with fresh random weights"""
     bm25: bool = True
-    """Whether BM25 is evaluated."""
+    """whether BM25 is evaluated"""
     pairs: tuple[str, ...] = ()
-    """Tasks such as ar-en (Arabic questions, English passages); by default each alone, then each over English."""
+    """tasks such as ar-en (Arabic questions, English passages); by default each alone, then each over English"""
     split: str = "test"
-    """Which qrels."""
+    """which qrels"""
     k: tuple[str, ...] = ("10", "100")
-    """Cuts of Recall; MRR is cut at the first of them."""
+    """cuts of Recall; MRR is cut at the first of them"""
     seed: int = 0
-    """Of the random encoder."""
+    """of the random encoder"""
     device: str = ""
-    """cpu, cuda, cuda:1 ...; by default a GPU where there is one."""
+    """cpu, cuda, cuda:1 ...; by default a GPU where there is one"""
     batch_tokens: int = 4096
-    """Tokens that go through an encoder at a time."""
+    """tokens that go through an encoder at a time"""
 
 
 def main(argv: list[str]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def open_artifact(path: Path | str, kind: str, *, verify: bool = True) -> Artifa
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{manifest}: damaged ({error}); write the folder again") from error
     if artifact.kind != kind:
-        raise ArtifactError(f"{path}: is {_named(artifact.kind)}, expected {_named(kind)}")
+        raise ArtifactError(f"{path}: holds {_named(artifact.kind)}, expected {_named(kind)}")
     if version != FORMAT:
         raise ArtifactError(f"{path}: format {version} is not the one this version reads ({FORMAT})")
     for name, facts in artifact.files.items():
@@ -199,4 +199,6 @@ def _canonical(value: Any) -> str:
 
 
 def _named(kind: str) -> str:
+    if kind.endswith("s"):  # token shards, vectors
+        return kind
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

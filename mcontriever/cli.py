@@ -47,7 +47,7 @@ class InspectSettings:
     """Verify a folder written by mcontriever and say what it is."""
 
     path: str
-    """A checkpoint, token shards, vectors or an index."""
+    """a checkpoint, token shards, vectors or an index"""
 
 
 def inspect(settings: InspectSettings) -> None:

@@ -33,21 +33,22 @@ class Bar:
         self._clock, self._first = clock, done
         self._start = self._last = clock()
         self._facts: dict[str, str] = {}
-        self._spoke, self._shown = False, shown
+        self._said_at: int | None = None
+        self._shown = shown
 
     def advance(self, count: int = 1, **facts: str) -> None:
         """Count on and, when it is time, say so."""
         self.done += count
         self._facts.update(facts)
         now = self._clock()
-        wait = 0.2 if self._live else LINE_SECONDS if self._spoke else QUIET_SECONDS
+        wait = 0.2 if self._live else LINE_SECONDS if self._said_at is not None else QUIET_SECONDS
         if self._shown and now - self._start >= QUIET_SECONDS and now - self._last >= wait:
             self._last = now
             self._say()
 
     def close(self) -> None:
-        """Say the last word, if anything was said before."""
-        if self._spoke:
+        """Say the last word, if anything was said before; a plain line that said it already is not repeated."""
+        if self._said_at is not None and (self._live or self._said_at != self.done):
             self._say(end="\n")
 
     def line(self) -> str:
@@ -71,7 +72,7 @@ class Bar:
         return sys.stderr.isatty()
 
     def _say(self, end: str = "") -> None:
-        self._spoke = True
+        self._said_at = self.done
         if self._live:
             sys.stderr.write(f"\r\x1b[2K{self.line()}{end}")
         else:

@@ -33,7 +33,8 @@ def parse(
     """Build `cls` from a command line.
 
     `--key value`, `--key=value` and, for booleans, a bare `--key` set a field; dots reach into nested dataclasses; the
-    fields named in `positionals` may be given by position. With `recipes`, `--recipe FILE-or-NAME` is read first.
+    fields named in `positionals` may be given by position, the optional among them all or none. With `recipes`,
+    `--recipe FILE-or-NAME` is read first.
     """
     if any(argument in ("-h", "--help") for argument in argv):
         _show_help(cls, prog, positionals, recipes)
@@ -132,13 +133,11 @@ def _split(
 ) -> Iterator[tuple[str, str]]:
     """Command-line words to (key, value) pairs. Every option takes a value; a boolean may leave it out."""
     known = dict(_leaves(cls)) | ({"recipe": str} if recipes else {})
-    words, places = list(argv), list(positionals)
+    words, placed, given = list(argv), [], set()
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            if not places:
-                raise UsageError(f"{prog}: unexpected argument {word!r}; options look like --key value, see --help")
-            yield places.pop(0), word
+            placed.append(word)
             continue
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_")
@@ -152,7 +151,16 @@ def _split(
                 raise UsageError(f"{prog}: option --{key} needs a value")
             else:
                 value = words.pop(0)
+        given.add(key)
         yield key, value
+    places = [name for name in positionals if name not in given]
+    required = {field.name for field in dataclasses.fields(cls) if _is_required(field)}
+    if len(placed) == sum(name in required for name in places):
+        places = [name for name in places if name in required]  # `prepare OUT --dataset NAME`: no CORPUS was meant
+    for number, word in enumerate(placed):
+        if number == len(places):
+            raise UsageError(f"{prog}: unexpected argument {word!r}; options look like --key value, see --help")
+        yield places[number], word
 
 
 def _as_toml(hint: Any, value: str) -> str:
@@ -192,11 +200,10 @@ def _check_recipe_keys(cls: type, path: Path) -> None:
 
 
 def _parser(cls: type) -> Any:
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentParser
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(parser_mode="toml", exit_on_error=False)
-    parser.add_argument("--recipe", action="config", help="a TOML file of settings, or the name of a shipped recipe")
+    parser.add_argument("--recipe", action="config")
     parser.add_class_arguments(cls)
     return parser
 
@@ -231,13 +238,68 @@ def _plain(value: Any) -> Any:
 
 
 def _show_help(cls: type, prog: str, positionals: Sequence[str], recipes: bool) -> None:
-    parser = _parser(cls)
-    places = " ".join(name.upper() for name in positionals)
-    parser.usage = " ".join(filter(None, [prog, places, "[--recipe RECIPE]" if recipes else "", "[--key value ...]"]))
+    """Written by hand from the same docstrings: jsonargparse's own help also lists options that we do not take."""
+    import argparse
+
+    required = {field.name for field in dataclasses.fields(cls) if _is_required(field)}
+    places = " ".join(name.upper() if name in required else f"[{name.upper()}]" for name in positionals)
+    usage = " ".join(filter(None, [prog, places, "[--recipe RECIPE]" if recipes else "", "[--key value ...]"]))
+    parser = argparse.ArgumentParser(
+        usage=usage,
+        add_help=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36),
+    )
+    whole = parser.add_argument_group(_first_sentence(cls))
+    if recipes:
+        whole.add_argument(
+            "--recipe", help="TOML file of settings, or the name of a shipped one; read before the options"
+        )
+    groups, order = {"": whole}, {name: place for place, name in enumerate(positionals)}
+    for key, hint, default, words in sorted(_described(cls), key=lambda row: order.get(row[0], len(order))):
+        above = key.rpartition(".")[0]
+        if above not in groups:
+            holder = typing.get_type_hints(cls)[above]
+            groups[above] = parser.add_argument_group(_first_sentence(holder))
+        said = "required" if default is dataclasses.MISSING else _default_in_words(default)
+        text = f"{words} ({said})" if said else words
+        groups[above].add_argument(f"--{key}", metavar=_metavar(key, hint), help=text.replace("%", "%%"))
+    general = parser.add_argument_group("general")
+    general.add_argument("-h", "--help", help="show this and stop", action="store_true")
+    general.add_argument("--debug", help="show the traceback of an error", action="store_true")
     if positionals:
-        parser.epilog = f"{places} may be given by position. --debug shows the traceback of an error."
-    text = parser.format_help()
-    if not recipes:
-        recipe_lines = ("--recipe", "name of a shipped")
-        text = "\n".join(line for line in text.splitlines() if not any(part in line for part in recipe_lines))
-    sys.stdout.write(text.rstrip() + "\n")
+        parser.epilog = f"{places} may be given by position."
+    sys.stdout.write(parser.format_help())
+
+
+def _first_sentence(cls: type) -> str:
+    return " ".join((cls.__doc__ or "").split()).partition(". ")[0].rstrip(".")
+
+
+def _described(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """Every leaf: its dotted key, type, default (MISSING: required) and the words under it."""
+    import docstring_parser
+
+    hints = typing.get_type_hints(cls)
+    words = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse_from_object(cls).params}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _described(typing.cast(type, hint), f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", hint, field.default, " ".join(words.get(field.name, "").split())
+
+
+def _metavar(key: str, hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (tuple, list):
+        return "A,B,..."
+    return {int: "N", float: "X", bool: "[true|false]"}.get(hint) or key.rpartition(".")[2].upper()
+
+
+def _default_in_words(default: Any) -> str:
+    if isinstance(default, bool):
+        return f"default {str(default).lower()}"
+    if isinstance(default, tuple | list):
+        default = ",".join(map(str, default))
+    return "" if default == "" else f"default {default}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+import time
 
 if not __package__:
     # Started as a file, Python puts this folder first on the path: our modules would shadow others, and `mcontriever`
@@ -13,7 +14,9 @@ if not __package__:
     sys.path[:] = [str(_here.parent)] + [entry for entry in sys.path if pathlib.Path(entry or ".").resolve() != _here]
     __package__ = "mcontriever"
 
-from .errors import UsageError, run_command
+from .errors import McontrieverError, run_command
+
+_OTHERS_WAIT_SECONDS = 10.0
 
 
 def main(argv: list[str]) -> None:
@@ -26,9 +29,11 @@ def main(argv: list[str]) -> None:
     try:
         recipe = settings.parse(TrainSettings, argv, prog="mcontriever/train.py", recipes=True)
         train(recipe)
-    except UsageError:
+    except McontrieverError:
         if os.environ.get("RANK", "0") != "0":
-            raise SystemExit(2) from None  # every rank reads the same recipe: one complaint is enough
+            # Most often rank 0 finds the same, says it, and the launcher ends the others: once is enough. Who is still
+            # alive after that is the only one to know.
+            time.sleep(_OTHERS_WAIT_SECONDS)
         raise
 
 

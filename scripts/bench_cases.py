@@ -39,27 +39,27 @@ class BenchSettings:
     """Time ours against a peer, turn about in one run."""
 
     case: str = ""
-    """Only the case of this name."""
+    """only the case of this name"""
     out: str = "bench.json"
-    """Where the results go."""
+    """where the results go"""
     quick: bool = False
-    """A small model, few texts and three rounds: whether it runs, not how fast."""
+    """a small model, few texts and three rounds: whether it runs, not how fast"""
     gpu: bool = False
-    """On the GPU, in bf16."""
+    """on the GPU, in bf16"""
     rounds: int = 5
-    """How often each side is timed, after one warm-up."""
+    """how often each side is timed, after one warm-up"""
     threads: int = 1
-    """Threads of the CPU."""
+    """threads of the CPU"""
     layers: int = 6
-    """Layers of the encoder."""
+    """layers of the encoder"""
     hidden: int = 384
-    """Its dimensions."""
+    """its dimensions"""
     heads: int = 6
-    """Its attention heads."""
+    """its attention heads"""
     vocabulary: int = 8000
-    """Its vocabulary, trained on the sample."""
+    """its vocabulary, trained on the sample"""
     texts: int = 200
-    """How many passages of the sample are encoded."""
+    """how many passages of the sample are encoded"""
 
     def __post_init__(self) -> None:
         in_range("rounds", self.rounds, 1, 1000)

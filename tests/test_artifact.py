@@ -128,7 +128,7 @@ def test_what_is_no_artifact_or_another_is_refused(tmp_path):
     make(tmp_path / "x")
     with pytest.raises(ArtifactError, match="nowhere: no such folder; expected an index"):
         artifact.open_artifact(tmp_path / "nowhere", "index")
-    with pytest.raises(ArtifactError, match="x: is a thing, expected an index"):
+    with pytest.raises(ArtifactError, match="x: holds a thing, expected an index"):
         artifact.open_artifact(tmp_path / "x", "index")
     manifest = tmp_path / "x" / "manifest.json"
     content = json.loads(manifest.read_text())
@@ -143,6 +143,21 @@ def test_what_is_no_artifact_or_another_is_refused(tmp_path):
     manifest.unlink()
     with pytest.raises(ArtifactError, match="was it written to the end"):
         artifact.open_artifact(tmp_path / "x", "thing")
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("token shards", "token shards"),
+        ("vectors", "vectors"),
+        ("train state", "a train state"),
+        ("checkpoint", "a checkpoint"),
+        ("index", "an index"),
+    ],
+)
+def test_kinds_are_named_as_one_says_them(tmp_path, kind, named):
+    with pytest.raises(ArtifactError, match=f"no such folder; expected {named}$"):
+        artifact.open_artifact(tmp_path / "nowhere", kind)
 
 
 def test_text_is_replaced_as_a_whole(tmp_path):

@@ -40,6 +40,20 @@ def test_slow_work_says_lines_now_and_then(capsys):
     ]
 
 
+def test_the_end_is_said_once(capsys):
+    lines = run(capsys, 3.0, steps=9, total=9).splitlines()
+    assert lines[-1] == "Embedding  9/9 passages  100%  3.0 s each  ETA 0:00"
+    assert len(lines) == len(set(lines)) == 3
+
+
+def test_a_bar_that_never_spoke_stays_silent_however_long_it_was_open(capsys):
+    clock = Clock()
+    bar = progress.Bar("Embedding", 10, "passages", clock=clock)
+    clock.now = 100.0
+    bar.close()
+    assert capsys.readouterr().err == ""
+
+
 def test_other_ranks_are_silent(capsys):
     assert run(capsys, 3.0, shown=False) == ""
 

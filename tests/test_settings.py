@@ -1,13 +1,18 @@
 """Settings: where a value comes from, and that every mistake is one line naming file, key, expectation, nearest key."""
 
+import importlib
+import re
+import tomllib
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
 from mcontriever import settings
+from mcontriever.cli import VERBS
 from mcontriever.errors import SettingsError, UsageError
 from mcontriever.settings import build, dump, in_range, one_of, parse
+from mcontriever.training import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +152,87 @@ def test_help_shows_every_field_with_its_words(capsys):
         parse(Root, ["--help"], prog="mcontriever thing", positionals=["out"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith("usage: mcontriever thing OUT [--key value ...]")
+    assert text.startswith("usage: mcontriever thing OUT [--key value ...]\n")
+    assert text.index("--out OUT") < text.index("--languages A,B,...") < text.index("--optim.lr X")
+    assert "(required)" in text
+    assert "(default 0.0001)" in text
+    assert "recipe" not in text.replace("A whole recipe:", "")
     for words in ("--optim.lr", "learning rate", "--languages", "languages used", "folder to write"):
         assert words in text
+
+
+def flat(table, prefix=""):
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@pytest.mark.parametrize("command", ["train", *VERBS])
+def test_help_shows_all_options_and_only_those_that_are_taken(command, capsys):
+    if command == "train":
+        cls, positionals, values = TrainSettings, (), {"output": "x", "unlabelled.shards": "y"}
+    else:
+        verb = VERBS[command]
+        module = importlib.import_module(f"mcontriever.{verb.module}")
+        cls, positionals = getattr(module, verb.settings), verb.positionals
+        values = dict.fromkeys(positionals, "x")
+    with pytest.raises(SystemExit):
+        parse(cls, ["--help"], prog="p", positionals=positionals, recipes=command == "train")
+    text = capsys.readouterr().out
+    shown = re.findall(r"^  (?:-h, )?--([\w.]+)", text, re.MULTILINE)
+    general = ["help", "debug"] + ["recipe"] * (command == "train")
+    defaults = dict(flat(tomllib.loads(dump(build(cls, None, values)))))
+    assert sorted(shown) == sorted([*general, *defaults])
+    assert set(re.findall(r"--([\w.]+)", text)) - set(shown) == {"key"}, "options named in passing"
+    words = []
+    for key, value in defaults.items():
+        value = ",".join(value) if isinstance(value, list) else str(value).lower() if value in (True, False) else value
+        words += [f"--{key}", str(value)]
+    assert parse(cls, words, prog="p") == build(cls, None, values)
+
+
+@pytest.mark.parametrize("command", ["train", *VERBS])
+def test_help_is_written_in_one_style(command):
+    cls = TrainSettings
+    if command != "train":
+        cls = getattr(importlib.import_module(f"mcontriever.{VERBS[command].module}"), VERBS[command].settings)
+    for key, _, _, words in settings._described(cls):
+        assert words, f"{key} has no words under it"
+        assert not words.endswith(".") or words.endswith("..."), f"{key}: a fragment, without a full stop"
+        first = words.split()[0].rstrip(",:;")
+        assert not first[0].isupper() or first.isupper(), f"{key}: begins with a capital"
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_given_whatever_else_is_asked(flag, capsys):
+    with pytest.raises(SystemExit):
+        parse(Root, ["--nonsense", flag], prog="p")
+    assert capsys.readouterr().out.startswith("usage: p")
+
+
+def test_optional_positionals_are_left_out_together(capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Copy:
+        """Copy."""
+
+        source: str = ""
+        """from"""
+        out: str
+        """to"""
+
+    def read(*argv):
+        return parse(Copy, argv, prog="p", positionals=["source", "out"])
+
+    assert read("a", "b") == Copy(source="a", out="b")
+    assert read("b") == Copy(out="b")
+    assert read("a", "--out", "b") == read("--source=a", "b") == Copy(source="a", out="b")
+    with pytest.raises(UsageError, match="unexpected argument 'c'"):
+        read("a", "b", "c")
+    with pytest.raises(SystemExit):
+        read("--help")
+    assert capsys.readouterr().out.startswith("usage: p [SOURCE] OUT [--key value ...]\n")
 
 
 @pytest.mark.parametrize(

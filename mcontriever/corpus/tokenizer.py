@@ -34,7 +34,8 @@ _FAMILIES = {
     "BertTokenizer": ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"),
 }
 
-_PIECE_CHARACTERS = 2000  # SentencePiece silently skips training lines over 4192 bytes: longer lines are cut
+# SentencePiece silently skips training lines over 4192 bytes: longer ones are cut. A character takes at most 4 bytes.
+_PIECE_CHARACTERS = 1000
 _COVERAGE = 0.9998
 
 # Two tokenizers are one if they hold the same vocabulary and agree on these: scripts, case, accents, width,

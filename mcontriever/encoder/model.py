@@ -36,19 +36,19 @@ class ModelSettings:
     """The shape of a new encoder, of XLM-R's kind."""
 
     layers: int = 4
-    """How many transformer layers."""
+    """how many transformer layers"""
     hidden: int = 256
-    """Dimensions of a token, and of the vectors."""
+    """dimensions of a token, and of the vectors"""
     heads: int = 4
-    """Attention heads; they share the dimensions evenly."""
+    """attention heads; they share the dimensions evenly"""
     intermediate: int = 1024
-    """Dimensions inside a layer's feed-forward part."""
+    """dimensions inside a layer's feed-forward part"""
     max_positions: int = 514
-    """Positions; XLM-R never uses the first two, so this is the longest sequence plus two."""
+    """positions; XLM-R never uses the first two, so this is the longest sequence plus two"""
     dropout: float = 0.1
     """dropout on hidden states while training; the packed attention has none of its own"""
     normalise: bool = False
-    """whether vectors have length 1 and are compared by cosine; Contriever's are as they come, compared by dot product"""
+    """whether vectors have length 1, compared by cosine; Contriever's are as they come, compared by dot product"""
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "intermediate"):

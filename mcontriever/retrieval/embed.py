@@ -30,19 +30,19 @@ class EmbedSettings:
     """Embed the passages of a corpus with a checkpoint."""
 
     checkpoint: str
-    """A checkpoint folder, or the name of a model on the Hugging Face hub."""
+    """checkpoint folder, or the name of a model on the Hugging Face hub"""
     corpus: str
-    """A folder with corpus.<language>.jsonl[.gz] files, or one such file."""
+    """folder with corpus.<language>.jsonl[.gz] files, or one such file"""
     out: str
-    """The folder to write."""
+    """folder to write"""
     batch_tokens: int = 4096
-    """Tokens that go through the encoder at a time."""
+    """tokens that go through the encoder at a time"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is faster where the hardware knows it; vectors are stored as float32 either way."""
+    """bf16 is faster where the hardware knows it; vectors are stored as float32 either way"""
     device: str = ""
-    """cpu, cuda, cuda:1 ...; by default a GPU where there is one."""
+    """cpu, cuda, cuda:1 ...; by default a GPU where there is one"""
     overwrite: bool = False
-    """Replace what lies at out."""
+    """replace what lies at out"""
 
     def __post_init__(self) -> None:
         in_range("batch_tokens", self.batch_tokens, 1, 10_000_000)

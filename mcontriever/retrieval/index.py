@@ -34,15 +34,15 @@ class IndexSettings:
     """Build a searchable index from embedded passages."""
 
     vectors: str
-    """A folder written by `mcontriever embed`."""
+    """folder written by `mcontriever embed`"""
     out: str
-    """The folder to write."""
+    """folder to write"""
     kind: Literal["flat"] = "flat"
-    """flat: exact search."""
+    """flat: exact search"""
     lexical: bool = True
-    """Also build a BM25 index of the same passages."""
+    """also build a BM25 index of the same passages"""
     overwrite: bool = False
-    """Replace what lies at out."""
+    """replace what lies at out"""
 
 
 class DenseIndex:

@@ -25,21 +25,21 @@ class SearchSettings:
     """Answer a question from an index."""
 
     index: str
-    """A folder written by `mcontriever index`."""
+    """folder written by `mcontriever index`"""
     query: str
-    """The question, in any language."""
+    """the question, in any language"""
     k: int = 5
-    """How many passages to show."""
+    """how many passages to show"""
     language: str = ""
-    """Only passages in this language (a code such as en); all by default. Dense search only."""
+    """only passages in this language (a code such as en); all by default; dense search only"""
     by: Literal["dense", "bm25"] = "dense"
-    """dense: by meaning, across languages. bm25: by shared words."""
+    """dense: by meaning, across languages; bm25: by shared words"""
     checkpoint: str = ""
-    """The encoder that made the index; by default where the index says it was."""
+    """the encoder that made the index; by default where the index says it was"""
     device: str = ""
-    """cpu, cuda, cuda:1 ...; by default a GPU where there is one."""
+    """cpu, cuda, cuda:1 ...; by default a GPU where there is one"""
     lines: int = 3
-    """Lines of each passage to show; 0 shows all."""
+    """lines of each passage to show; 0 shows all"""
 
     def __post_init__(self) -> None:
         in_range("k", self.k, 1, 1_000_000)

@@ -75,7 +75,7 @@ class TrainSettings:
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
     deepspeed_config: str = ""
-    """a file such as ds_configs/zero1.json; empty runs the plain engine"""
+    """file such as ds_configs/zero1.json; empty runs the plain engine"""
     model: ModelSettings = field(default_factory=ModelSettings)
     unlabelled: UnlabelledSettings = field(default_factory=UnlabelledSettings)
     labelled: LabelledSettings = field(default_factory=LabelledSettings)

@@ -110,7 +110,7 @@ def test_a_damaged_or_foreign_output_is_refused(corpus, tmp_path):
     with pytest.raises(ArtifactError, match=r"tokens\.en\.npy.*, or give --overwrite"):
         prepare(settings(corpus, out))
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ArtifactError, match="mine: not a token shards"):
+    with pytest.raises(ArtifactError, match="mine: not token shards"):
         prepare(settings(corpus, tmp_path / "mine"))
 
 

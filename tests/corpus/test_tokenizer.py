@@ -160,3 +160,10 @@ def test_long_lines_are_trained_on():
     pieces = Tokenizer.train([" ".join(["zebra quagga"] * 2000)], 20)
     assert max(pieces.encode(["zebra"])[0]) > 3
     assert 3 not in pieces.encode(["zebra quagga"])[0]
+
+
+@pytest.mark.parametrize("character", ["農", "😀"])  # 3 and 4 bytes: 1,398 and 1,049 of them reach the limit
+def test_long_lines_are_trained_on_in_every_script(character):
+    japanese = [f"{character}夫は{thing}を育てる。" for thing in ("コーヒー", "お茶", "お米", "小麦")]
+    joined = Tokenizer.train(["The farmer grows coffee.", "".join(japanese * 200)[:4000]], 36)
+    assert not any(joined.unk in row for row in joined.encode(japanese))

@@ -1,0 +1,174 @@
+"""Every way of starting a run gives the same run, and none needs a compiler, ninja or MPI.
+
+The losses of all of them are compared with the plain engine in one process; tolerance 1e-5.
+"""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mcontriever.corpus import PrepareSettings, prepare
+from mcontriever.training import metrics
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).parents[2]
+FILE, ZERO = str(ROOT / "mcontriever" / "train.py"), ["--deepspeed_config", str(ROOT / "ds_configs" / "zero1.json")]
+DEEPSPEED = [sys.executable, str(pathlib.Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+TOOLS = ["bash", "cat", "env", "hostname", "ls", "sh", "uname"]
+RECIPE = """
+steps = 3
+log_every = 1
+[model]
+layers = 1
+hidden = 16
+heads = 2
+intermediate = 32
+max_positions = 66
+dropout = 0.0
+[unlabelled]
+shards = "{shards}"
+window = 48
+comparable = 0.5
+[objective]
+queue_size = 16
+[optim]
+lr = 1e-2
+warmup = 1
+[batch]
+size = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    place = tmp_path_factory.mktemp("launchers")
+    (place / "corpus").mkdir()
+    for language in ("en", "sw"):
+        lines = (ROOT / "mcontriever" / "sample" / f"corpus.{language}.jsonl").read_text(encoding="utf-8").splitlines()
+        (place / "corpus" / f"corpus.{language}.jsonl").write_text("\n".join(lines[:24]) + "\n", encoding="utf-8")
+    prepare(PrepareSettings(corpus=str(place / "corpus"), out=str(place / "shards"), vocab_size=200))
+    (place / "recipe.toml").write_text(RECIPE.format(shards=place / "shards"))
+    return place / "recipe.toml"
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A machine with a few tools and nothing to compile with, and a user who has set nothing."""
+    tools, extensions = tmp_path / "bin", tmp_path / "extensions"
+    tools.mkdir()
+    extensions.mkdir()
+    for tool in TOOLS:
+        (tools / tool).symlink_to(f"/usr/bin/{tool}")
+    kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+    yield kept | {"PATH": str(tools), "TORCH_EXTENSIONS_DIR": str(extensions)}
+    assert list(extensions.iterdir()) == [], "an extension was compiled, or a lock left behind"
+
+
+def start(command, environment, folder):
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run(command, environment, folder):
+    process = start(command, environment, folder)
+    out, err = process.communicate(timeout=180)
+    return process.returncode, out + err
+
+
+def losses(output):
+    lines = list(metrics.read(output / metrics.NAME))
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    return [line["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def expected(recipe, tmp_path_factory):
+    """One process, no launcher, the plain engine."""
+    output = tmp_path_factory.mktemp("reference") / "run"
+    command = [sys.executable, "-m", "mcontriever.train", "--recipe", str(recipe), "--output", str(output)]
+    code, said = run(command, {**os.environ, "OMP_NUM_THREADS": "1"}, output.parent)
+    assert code == 0, said
+    assert max(losses(output)) > 0.1
+    return losses(output)
+
+
+WAYS = {
+    "python-file": [sys.executable, FILE],
+    "python-file-zero": [sys.executable, FILE, *ZERO],
+    "python-module": [sys.executable, "-m", "mcontriever.train"],
+    "deepspeed-file": [*DEEPSPEED, FILE, *ZERO],
+    "deepspeed-module": [*DEEPSPEED, "--module", "mcontriever.train", *ZERO],
+    "deepspeed-no-local-rank": [*DEEPSPEED, "--no_local_rank", FILE, *ZERO],
+    "torchrun-file": [*TORCHRUN, "--standalone", FILE, *ZERO],
+    "torchrun-module": [*TORCHRUN, "--standalone", "-m", "mcontriever.train", *ZERO],
+    "torchrun-plain": [*TORCHRUN, "--standalone", FILE],
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_every_way_of_starting_is_the_same_run(way, recipe, expected, environment, tmp_path):
+    output = tmp_path / "run"
+    code, said = run([*WAYS[way], "--recipe", str(recipe), "--output", str(output)], environment, tmp_path)
+    assert code == 0, said
+    assert losses(output) == pytest.approx(expected, abs=1e-5)
+    assert f"{1 if 'python' in way else 2} rank" in said
+    assert "Traceback" not in said
+    assert (output / "model" / "manifest.json").is_file()
+    assert (output / "model" / "deepspeed.json").is_file() == (ZERO[0] in WAYS[way])
+
+
+def test_two_nodes(recipe, expected, environment, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    nodes = []
+    for number in "01":
+        place = ["--nnodes", "2", "--node_rank", number, "--master_addr", "127.0.0.1", "--master_port", str(port)]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", *place, FILE, *ZERO]
+        words = [*launcher, "--recipe", str(recipe), "--output", str(tmp_path / "run")]
+        nodes.append(start(words, environment, tmp_path))
+    said = [node.communicate(timeout=180) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
+    assert "checkpoint written" in said[0][1]
+    assert "checkpoint written" not in said[1][1]
+
+
+def complaints(said):
+    return [line for line in said.splitlines() if "mcontriever: error:" in line]
+
+
+@pytest.mark.parametrize("launcher", [[*TORCHRUN, "--standalone"], DEEPSPEED], ids=["torchrun", "deepspeed"])
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ("recipe", "unknown setting optim.warmpu; did you mean 'warmup'?"),
+        ("deepspeed", "unknown key zero_optimisation; did you mean 'zero_optimization'?"),
+        ("option", "unknown option --optim.lrr; did you mean 'optim.lr'?"),
+        ("shards", "no such folder; expected token shards"),
+    ],
+)
+def test_a_mistake_is_said_once_for_all_ranks(launcher, mistake, words, recipe, environment, tmp_path):
+    text, options = recipe.read_text(), []
+    if mistake == "recipe":
+        text = text.replace("warmup", "warmpu")
+    elif mistake == "deepspeed":
+        (tmp_path / "zero.json").write_text(json.dumps({"zero_optimisation": {"stage": 1}}))
+        options = ["--deepspeed_config", str(tmp_path / "zero.json")]
+    elif mistake == "option":
+        options = ["--optim.lrr", "1"]
+    else:
+        options = ["--unlabelled.shards", str(tmp_path / "nowhere")]
+    (tmp_path / "r.toml").write_text(text)
+    command = [*launcher, FILE, "--recipe", str(tmp_path / "r.toml"), "--output", str(tmp_path / "run"), *options]
+    code, said = run(command, environment, tmp_path)
+    assert code != 0
+    assert len(complaints(said)) == 1, said
+    assert words in complaints(said)[0]
+    assert not (tmp_path / "run" / "model").exists()

@@ -70,8 +70,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     # tasks over the same passages together, so that these are embedded once
     tasks = sorted((data.task(*pair, settings.split) for pair in pairs), key=lambda task: task.passage_language)
     depth = max(measure.k for measure in measures)
+    systems = _systems(settings)
     results = Results({"data": settings.data, "split": settings.split, "seed": settings.seed})
-    for system, ranker in _systems(settings):
+    for system, make_ranker in systems:
+        ranker = make_ranker()
         scored = {}
         for _, group in itertools.groupby(tasks, key=lambda task: task.passage_language):
             same = list(group)
@@ -91,8 +93,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     return results.as_dict()
 
 
-def _systems(settings: FolderSettings) -> Iterator[tuple[str, Ranker]]:
-    """Names and rankers, made one at a time: two large encoders need not fit into memory together."""
+def _systems(settings: FolderSettings) -> list[tuple[str, Callable[[], Ranker]]]:
+    """Names and how to make their rankers. All are checked before the first works; they are made one at a time, for
+    two large encoders need not fit into memory together.
+    """
+    from mcontriever.encoder import check
+
     named = [_named(word) for word in settings.checkpoint]
     taken = ["BM25"] * settings.bm25 + ["random encoder"] * bool(settings.random) + [name for name, _ in named]
     for name in taken:
@@ -100,13 +106,17 @@ def _systems(settings: FolderSettings) -> Iterator[tuple[str, Ranker]]:
             raise UsageError(f"two rows are called {name!r}; name checkpoints as NAME=PATH, each differently")
     if not taken:
         raise UsageError("nothing to evaluate; give --checkpoint NAME=PATH, --random PATH or --bm25 true")
-    if settings.bm25:
-        yield "BM25", _rank_bm25
+    for path in dict.fromkeys([settings.random] * bool(settings.random) + [path for _, path in named]):
+        check(path)
+
+    def dense(path: str, *, fresh: bool = False) -> Ranker:
+        encoder = _load(settings, path)
+        return _rank_dense(_randomised(encoder, settings.seed) if fresh else encoder, settings.batch_tokens)
+
+    systems: list[tuple[str, Callable[[], Ranker]]] = [("BM25", lambda: _rank_bm25)] * settings.bm25
     if settings.random:
-        encoder = _randomised(_load(settings, settings.random), settings.seed)
-        yield "random encoder", _rank_dense(encoder, settings.batch_tokens)
-    for name, path in named:
-        yield name, _rank_dense(_load(settings, path), settings.batch_tokens)
+        systems.append(("random encoder", functools.partial(dense, settings.random, fresh=True)))
+    return systems + [(name, functools.partial(dense, path)) for name, path in named]
 
 
 def _rank_bm25(tasks: Iterable[Task], depth: int) -> Iterator[Run]:

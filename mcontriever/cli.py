@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import ArtifactError, UsageError, did_you_mean, run_command
-from .settings import parse
+from .settings import in_range, one_of, parse
 from .version import __version__
 
 
@@ -33,6 +33,8 @@ VERBS = {
     "embed": Verb("retrieval.embed", "EmbedSettings", "embed", ("checkpoint", "corpus", "out"), "passages to vectors"),
     "index": Verb("retrieval.index", "IndexSettings", "build_index", ("vectors", "out"), "vectors to a search index"),
     "search": Verb("retrieval.terminal", "SearchSettings", "search_command", ("index", "query"), "answer a question"),
+    "serve": Verb("serving.server", "ServeSettings", "serve", ("index",), "answer questions over HTTP"),
+    "adopt": Verb("cli", "AdoptSettings", "adopt", ("checkpoint", "out"), "another's checkpoint to one of ours"),
     "inspect": Verb("cli", "InspectSettings", "inspect", ("path",), "say what a folder we wrote is and holds"),
 }
 _ELSEWHERE = """\
@@ -69,6 +71,49 @@ def inspect(settings: InspectSettings) -> None:
         lines.append(Contract.read(path).in_words())
     lines += [f"{name + ':':<22} {value}" for name, value in _flat(found.meta)]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptSettings:
+    """Write a checkpoint of others anew, with a contract that says how it must be used."""
+
+    checkpoint: str
+    """folder in Hugging Face's layout, or the name of a model on the hub"""
+    out: str
+    """folder to write"""
+    pooling: str = ""
+    """mean or cls; needed where neither its files nor our registry say it"""
+    similarity: str = ""
+    """dot or cosine; needed where neither its files nor our registry say it"""
+    query_prefix: str = ""
+    """put before every query"""
+    passage_prefix: str = ""
+    """put before every passage"""
+    query_max_length: int = 0
+    """tokens of a query, special tokens included; 0: what its files allow"""
+    passage_max_length: int = 0
+    """tokens of a passage, special tokens included; 0: what its files allow"""
+    overwrite: bool = False
+    """replace OUT if it is there"""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("pooling", ("mean", "cls")), ("similarity", ("dot", "cosine"))):
+            if getattr(self, name):
+                one_of(name, getattr(self, name), allowed)
+        for name in ("query_max_length", "passage_max_length"):
+            in_range(name, getattr(self, name), 0, 1_000_000)
+
+
+def adopt(settings: AdoptSettings) -> Path:
+    """Load by the rules given, and save as one of ours, which needs none any more."""
+    from .encoder import load, save
+    from .encoder.contract import Rules
+
+    given = {name: getattr(settings, name) for name in Rules.__annotations__ if getattr(settings, name, None)}
+    encoder = load(settings.checkpoint, device="cpu", **given)
+    save(encoder, settings.out, meta={"adopted_from": settings.checkpoint}, overwrite=settings.overwrite)
+    sys.stdout.write(f"{settings.out}: written\n{encoder.contract.in_words()}\n")
+    return Path(settings.out)
 
 
 def _flat(meta: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

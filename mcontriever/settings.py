@@ -7,6 +7,7 @@ what is ours is to say, in one line and before any work starts, which file and w
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import tomllib
 import typing
@@ -244,11 +245,8 @@ def _show_help(cls: type, prog: str, positionals: Sequence[str], recipes: bool) 
     required = {field.name for field in dataclasses.fields(cls) if _is_required(field)}
     places = " ".join(name.upper() if name in required else f"[{name.upper()}]" for name in positionals)
     usage = " ".join(filter(None, [prog, places, "[--recipe RECIPE]" if recipes else "", "[--key value ...]"]))
-    parser = argparse.ArgumentParser(
-        usage=usage,
-        add_help=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36),
-    )
+    wide = functools.partial(argparse.HelpFormatter, max_help_position=36)
+    parser = argparse.ArgumentParser(usage=usage, add_help=False, formatter_class=wide)
     whole = parser.add_argument_group(_first_sentence(cls))
     if recipes:
         whole.add_argument(
@@ -266,8 +264,7 @@ def _show_help(cls: type, prog: str, positionals: Sequence[str], recipes: bool) 
     general = parser.add_argument_group("general")
     general.add_argument("-h", "--help", help="show this and stop", action="store_true")
     general.add_argument("--debug", help="show the traceback of an error", action="store_true")
-    if positionals:
-        parser.epilog = f"{places} may be given by position."
+    parser.epilog = f"{places} may be given by position." if positionals else None
     sys.stdout.write(parser.format_help())
 
 
@@ -298,8 +295,6 @@ def _metavar(key: str, hint: Any) -> str:
 
 
 def _default_in_words(default: Any) -> str:
-    if isinstance(default, bool):
-        return f"default {str(default).lower()}"
-    if isinstance(default, tuple | list):
-        default = ",".join(map(str, default))
+    default = ",".join(map(str, default)) if isinstance(default, tuple | list) else default
+    default = str(default).lower() if isinstance(default, bool) else default
     return "" if default == "" else f"default {default}"

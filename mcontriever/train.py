@@ -23,6 +23,9 @@ def main(argv: list[str]) -> None:
     """Parse the recipe and run it."""
     # The deepspeed launcher adds --local_rank=N; the environment says the same.
     argv = [word for word in argv if not word.startswith(("--local_rank=", "--local-rank="))]
+    others = os.environ.get("RANK", "0") != "0"
+    if others and not {"-h", "--help"}.isdisjoint(argv):
+        return  # rank 0 shows it
     from . import settings
     from .training import TrainSettings, train
 
@@ -30,7 +33,7 @@ def main(argv: list[str]) -> None:
         recipe = settings.parse(TrainSettings, argv, prog="mcontriever/train.py", recipes=True)
         train(recipe)
     except McontrieverError:
-        if os.environ.get("RANK", "0") != "0":
+        if others:
             # Most often rank 0 finds the same, says it, and the launcher ends the others: once is enough. Who is still
             # alive after that is the only one to know.
             time.sleep(_OTHERS_WAIT_SECONDS)

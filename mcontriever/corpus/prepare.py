@@ -1,4 +1,4 @@
-"""`mcontriever prepare`: a folder of text becomes token shards, once, with a report of what went in and what did not.
+"""`mcontriever prepare`: a corpus of text becomes token shards, once, with a report of what went in and what did not.
 
 The input is read twice (three times when a tokenizer is trained): the first pass checks every line before anything is
 written and counts what progress and sampling need. Memory holds one chunk of documents, the tokenizer's bounded sample
@@ -11,16 +11,17 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact import open_artifact, sha256, writing
-from ..errors import ArtifactError, DataError
-from ..progress import Bar, bar, track
+from ..artifact import open_artifact, writing
+from ..errors import ArtifactError, DataError, SettingsError
+from ..progress import Bar, bar
 from ..settings import in_range
-from .formats import Document, document_files, language_of, read_documents
+from .formats import Document
 from .shards import KIND, NO_ARTICLE, LanguageWriter
+from .sources import Files, Hub, Source, is_language_code
 from .tokenizer import Tokenizer
 
 _CHUNK_CHARACTERS = 1_000_000
@@ -30,10 +31,16 @@ _CHUNK_CHARACTERS = 1_000_000
 class PrepareSettings:
     """Turn text into token shards."""
 
-    corpus: str
+    corpus: str = ""
     """folder of corpus.<lang>.jsonl, <lang>.jsonl or <lang>.txt files (also .gz), or one such file"""
     out: str
     """folder to write"""
+    dataset: str = ""
+    """instead of CORPUS: a Hugging Face dataset to stream, owner/name, owner/name:configuration or a folder of one"""
+    split: str = ""
+    """which part of the dataset; empty: train"""
+    language: str = ""
+    """language code of the dataset's text, such as sw; files state theirs by name"""
     tokenizer: str = ""
     """tokenizer folder, .model or vocab.txt; empty: train one on this corpus"""
     vocab_size: int = 8000
@@ -41,13 +48,21 @@ class PrepareSettings:
     tokenizer_characters: int = 10_000_000
     """at most this much text trains it, spread evenly over the languages"""
     field: str = "text"
-    """key of the text in .jsonl lines"""
+    """key of the text in .jsonl lines, or the dataset's column"""
     min_tokens: int = 8
     """drop documents of fewer tokens"""
     overwrite: bool = False
     """replace OUT if it is there"""
 
     def __post_init__(self) -> None:
+        if bool(self.corpus) == bool(self.dataset):
+            given = "got both" if self.corpus else "got neither (one word alone is OUT)"
+            raise SettingsError(f"give CORPUS, a folder or file of text, or --dataset, a Hugging Face dataset; {given}")
+        if self.dataset and not is_language_code(self.language):
+            raise SettingsError(f"--dataset needs --language with a code such as sw, got {self.language!r}")
+        if self.corpus and (self.language or self.split):
+            option = "language" if self.language else "split"
+            raise SettingsError(f"--{option} is only for --dataset; the files of CORPUS state their language by name")
         in_range("vocab_size", self.vocab_size, 16, 2**31 - 1)
         in_range("tokenizer_characters", self.tokenizer_characters, 1000, 2**40)
         in_range("min_tokens", self.min_tokens, 1, 2**31 - 1)
@@ -64,33 +79,27 @@ class LanguageReport:
     duplicates: int = 0
 
 
-@dataclass
-class _Survey:
-    """What the first pass finds: documents and characters per language."""
-
-    documents: dict[str, int] = field(default_factory=dict)
-    characters: dict[str, int] = field(default_factory=dict)
-
-
 def prepare(settings: PrepareSettings) -> Path:
     """Write the shards and return their path; an output made from the same input before is kept as it is."""
     out = Path(settings.out)
-    files = document_files(settings.corpus)
-    made_from = _fingerprint(settings, files)
+    source = _source(settings)
+    made_from = _fingerprint(settings, source)
     if out.exists() and not settings.overwrite:
         _check_same(out, made_from)
         _say(f"{out} was made from the same input before: kept")
         return out
     given = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
-    survey = _take_survey(settings)
-    tokenizer = given or _train(settings, survey)
+    survey = source.survey
+    tokenizer = given or _train(settings, source)
     reports: dict[str, LanguageReport] = {}
     with writing(out, KIND, overwrite=settings.overwrite) as draft:
         numbers: dict[str, int] = {}  # article id to article number, over all languages
         with bar("Preparing", sum(survey.documents.values()), "documents") as running:
             for language in survey.documents:
                 with LanguageWriter(draft.folder, language, tokenizer.vocab_size) as writer:
-                    reports[language] = _encode(settings, language, tokenizer, writer, numbers, running)
+                    reports[language] = _encode(
+                        settings, source.documents(language), tokenizer, writer, numbers, running
+                    )
                 if not writer.documents:
                     _say(f"{language}: no document of at least {settings.min_tokens} tokens: the language is left out")
                     for name in ("tokens", "offsets", "articles"):
@@ -98,7 +107,7 @@ def prepare(settings: PrepareSettings) -> Path:
         kept = [language for language, report in reports.items() if report.documents]
         if not kept:
             least = settings.min_tokens
-            raise DataError(f"{settings.corpus}: no document has {least} tokens or more; give a smaller --min_tokens")
+            raise DataError(f"{source.name}: no document has {least} tokens or more; give a smaller --min_tokens")
         tokenizer.save(draft.folder / "tokenizer")
         draft.meta |= {
             "made_from": made_from,
@@ -114,7 +123,7 @@ def prepare(settings: PrepareSettings) -> Path:
 
 def _encode(
     settings: PrepareSettings,
-    language: str,
+    documents: Iterator[Document],
     tokenizer: Tokenizer,
     writer: LanguageWriter,
     numbers: dict[str, int],
@@ -122,7 +131,7 @@ def _encode(
 ) -> LanguageReport:
     report = LanguageReport()
     seen: set[bytes] = set()
-    for chunk in _chunks(_documents(settings, language)):
+    for chunk in _chunks(documents):
         fresh: list[Document] = []
         for document in chunk:
             key = hashlib.blake2b(" ".join(document.text.split()).encode(), digest_size=8).digest()
@@ -141,26 +150,21 @@ def _encode(
             article = document.article
             articles.append(NO_ARTICLE if article is None else numbers.setdefault(article, len(numbers)))
         writer.append(kept, articles)
-        running.advance(len(chunk), language=language)
+        running.advance(len(chunk), language=chunk[0].language)
     report.documents, report.tokens = writer.documents, writer.tokens
     return report
 
 
-def _take_survey(settings: PrepareSettings) -> _Survey:
-    survey = _Survey()
-    for document in track(read_documents(settings.corpus, settings.field), "Checking", "documents"):
-        language = document.language
-        survey.documents[language] = survey.documents.get(language, 0) + 1
-        survey.characters[language] = survey.characters.get(language, 0) + len(document.text)
-    if not survey.documents:
-        raise DataError(f"{settings.corpus}: its files hold no document")
-    return survey
+def _source(settings: PrepareSettings) -> Source:
+    if settings.dataset:
+        return Hub(settings.dataset, settings.split or "train", settings.language, settings.field)
+    return Files(settings.corpus, settings.field)
 
 
-def _train(settings: PrepareSettings, survey: _Survey) -> Tokenizer:
-    budget = _even_shares(survey.characters, settings.tokenizer_characters)
+def _train(settings: PrepareSettings, source: Source) -> Tokenizer:
+    budget = _even_shares(source.survey.characters, settings.tokenizer_characters)
     _say(f"training a tokenizer of {settings.vocab_size} on {sum(budget.values()):,} characters")
-    return Tokenizer.train(_sample(settings, survey, budget), settings.vocab_size)
+    return Tokenizer.train(_sample(source, budget), settings.vocab_size)
 
 
 def _even_shares(sizes: dict[str, int], total: int) -> dict[str, int]:
@@ -171,23 +175,17 @@ def _even_shares(sizes: dict[str, int], total: int) -> dict[str, int]:
     return shares
 
 
-def _sample(settings: PrepareSettings, survey: _Survey, budget: dict[str, int]) -> Iterator[str]:
-    """Documents spread evenly over each language's files, cut off at its budget."""
+def _sample(source: Source, budget: dict[str, int]) -> Iterator[str]:
+    """Documents spread evenly over each language's text, cut off at its budget."""
     read, taken = dict.fromkeys(budget, 0), dict.fromkeys(budget, 0)
-    for document in read_documents(settings.corpus, settings.field):
+    for document in source.documents():
         language = document.language
-        allowed, size = budget[language], survey.characters[language]
+        allowed, size = budget[language], source.survey.characters[language]
         if taken[language] * size <= read[language] * allowed and taken[language] < allowed:
             text = document.text[: allowed - taken[language]]
             taken[language] += len(text)
             yield text
         read[language] += len(document.text)
-
-
-def _documents(settings: PrepareSettings, language: str) -> Iterator[Document]:
-    for file in document_files(settings.corpus):
-        if language_of(file) == language:
-            yield from read_documents(file, settings.field)
 
 
 def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -203,15 +201,15 @@ def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield chunk
 
 
-def _fingerprint(settings: PrepareSettings, files: list[Path]) -> str:
-    """What the output depends on: the bytes of the input and of the tokenizer, and the settings, but no path."""
+def _fingerprint(settings: PrepareSettings, source: Source) -> str:
+    """What the output depends on: the text, the tokenizer and the settings, but no path."""
     facts: dict[str, Any] = asdict(settings)
-    for name in ("corpus", "out", "tokenizer", "overwrite"):
+    for name in ("corpus", "out", "dataset", "split", "language", "field", "tokenizer", "overwrite"):
         del facts[name]
     if settings.tokenizer:
         del facts["vocab_size"], facts["tokenizer_characters"]
         facts["tokenizer"] = Tokenizer.load(settings.tokenizer).fingerprint
-    facts["files"] = [[file.name, sha256(file)] for file in track(files, "Reading", "files", len(files))]
+    facts["text"] = source.fingerprint()
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .checkpoint import load, save
+from .checkpoint import check, load, save
 from .contract import CheckpointError, Contract
 from .model import Encoder, ModelSettings
 
-__all__ = ["CheckpointError", "Contract", "Encoder", "ModelSettings", "load", "save"]
+__all__ = ["CheckpointError", "Contract", "Encoder", "ModelSettings", "check", "load", "save"]

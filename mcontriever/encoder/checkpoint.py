@@ -85,29 +85,31 @@ def load(
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"precision must be fp32 or bf16, got {precision!r}")
     name = os.fspath(path_or_name)
-    folder = Path(name) if Path(name).is_dir() else _download(name)
-    if (folder / artifact.MANIFEST).exists() or (folder / contract.FILE).exists():
-        encoder = _load_ours(folder, rules)
-    else:
-        encoder = _load_foreign(folder, name, rules)
+    encoder = _build(*_open(name, rules))
     encoder.source, encoder.precision = name, precision
     return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
-def _load_ours(folder: Path, rules: Rules) -> Encoder:
-    if rules:
-        raise UsageError(f"{folder}: has a contract, which says how it must be used; leave out {', '.join(rules)}")
-    artifact.open_artifact(folder, KIND)
-    return _build(folder, _config(folder), Contract.read(folder), Tokenizer.load(folder))
+def check(path_or_name: Path | str, **rules: typing.Unpack[Rules]) -> Contract:
+    """The contract `load` would use. All that it may complain of is looked at, but what others' weights hold."""
+    _, config, said, tokenizer = _open(os.fspath(path_or_name), rules)
+    said.verify(tokenizer, config)
+    return said
 
 
-def _load_foreign(folder: Path, name: str, given: Rules) -> Encoder:
+def _open(name: str, rules: Rules) -> tuple[Path, Any, Contract, Tokenizer]:
+    """The folder, and what its files but the weights say."""
+    folder = Path(name) if Path(name).is_dir() else _download(name)
+    if (folder / artifact.MANIFEST).exists() or (folder / contract.FILE).exists():
+        if rules:
+            raise UsageError(f"{folder}: has a contract, which says how it must be used; leave out {', '.join(rules)}")
+        artifact.open_artifact(folder, KIND)
+        return folder, _config(folder), Contract.read(folder), Tokenizer.load(folder)
     config = _config(folder)
-    rules = foreign.find_rules(folder, name, given)
+    found = foreign.find_rules(folder, name, rules)
     tokenizer = Tokenizer.load(folder)
     try:
-        said = Contract.of(config, tokenizer, **rules)
-        return _build(folder, config, said, tokenizer)
+        return folder, config, Contract.of(config, tokenizer, **found), tokenizer
     except TypeError as error:
         raise UsageError(f"load: {error}; rules are {', '.join(Rules.__annotations__)}") from error
 

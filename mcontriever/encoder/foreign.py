@@ -21,7 +21,7 @@ from . import registry
 from .contract import CheckpointError, Rules
 
 WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-_CHOICES = {"pooling": 'pooling="mean" or "cls"', "similarity": 'similarity="dot" or "cosine"'}
+_CHOICES = {"pooling": ("mean", "cls"), "similarity": ("dot", "cosine")}
 # Parts of a model that the vectors do not go through, and buffers that older versions of transformers saved.
 _UNUSED = re.compile(r"(pooler|lm_head|cls)\.|embeddings\.(position_ids|token_type_ids)$")
 _HUB_PREFIX = re.compile(r"^(roberta|bert)\.")
@@ -54,8 +54,12 @@ def find_rules(folder: Path, name: str, given: Rules) -> Rules:
         rules.setdefault("normalise", True)
     missing = [key for key in _CHOICES if key not in rules]
     if missing:
-        wanted = ", ".join(_CHOICES[key] for key in missing)
-        raise CheckpointError(f"{name}: its files do not say how it must be used; give load(…, {wanted})")
+        wanted = ", ".join(f"{key}=" + " or ".join(f'"{word}"' for word in _CHOICES[key]) for key in missing)
+        options = " ".join(f"--{key} " + "|".join(_CHOICES[key]) for key in missing)
+        raise CheckpointError(
+            f"{name}: its files do not say how it must be used; give load(…, {wanted}), "
+            f"or once for all: mcontriever adopt {name} OUT {options}"
+        )
     return rules
 
 

@@ -149,7 +149,7 @@ def _objective(recipe: TrainSettings, query_encoder: Encoder) -> Objective:
 
 def _seed_step(seed: int, step: int) -> None:
     """Dropout is a function of (seed, step, rank), as the data is: no generator state has to be saved."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + ranks.rank())
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + ranks.rank()) % 2**63)
 
 
 def _experiment(recipe: TrainSettings) -> dict[str, Any]:

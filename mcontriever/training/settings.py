@@ -86,6 +86,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         settings.in_range("steps", self.steps, 1, 1e9)
+        settings.in_range("seed", self.seed, 0, 2**31 - 1)
         settings.in_range("log_every", self.log_every, 1, 1e9)
         if not self.output:
             raise SettingsError("output is missing: name the folder of the run, --output DIR")

@@ -139,13 +139,65 @@ def test_nothing_to_prepare_is_an_error(corpus, tmp_path, capsys):
         prepare(settings(corpus, tmp_path / "shards", min_tokens=500))
     assert not (tmp_path / "shards").exists()
     write(corpus, en=[], sw=[])
-    with pytest.raises(DataError, match="its files hold no document"):
+    with pytest.raises(DataError, match="there is no document in it"):
         prepare(settings(corpus, tmp_path / "shards"))
     capsys.readouterr()
     write(corpus, en=ENGLISH, sw=[{"_id": "1", "text": "mbegu"}])
     shards = Shards.open(prepare(settings(corpus, tmp_path / "shards", vocab_size=45)))
     assert shards.languages == ["en"]
     assert "sw: no document of at least 8 tokens: the language is left out" in capsys.readouterr().err
+
+
+def test_a_hugging_face_dataset_gives_the_same_shards_as_its_files(tmp_path, capsys):
+    pytest.importorskip("datasets")
+    for place in ("files", "dataset"):
+        (tmp_path / place).mkdir()
+    rows = [{"_id": f"{row}", **SWAHILI[row % 3], "text": f"{SWAHILI[row % 3]['text']} {row}"} for row in range(12)]
+    write(tmp_path / "files", sw=rows)
+    (tmp_path / "dataset" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "dataset" / "test.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    expected = Shards.open(prepare(settings(tmp_path / "files", tmp_path / "expected")))
+
+    def hub(out, **changes):
+        given = {"dataset": str(tmp_path / "dataset"), "language": "sw", "vocab_size": 50} | changes
+        return prepare(PrepareSettings(out=str(tmp_path / out), **given))
+
+    shards = Shards.open(hub("shards"))
+    assert shards.languages == ["sw"]
+    for array in ("tokens", "offsets", "articles"):
+        np.testing.assert_array_equal(getattr(shards, array)("sw"), getattr(expected, array)("sw"))
+    assert shards.tokenizer().fingerprint == expected.tokenizer().fingerprint
+    capsys.readouterr()
+    hub("shards")
+    assert "kept" in capsys.readouterr().err
+    with pytest.raises(ArtifactError, match="made from another input"):
+        hub("shards", split="test", tokenizer=str(shards.path / "tokenizer"))
+    with pytest.raises(DataError, match=r"dataset: cannot be read as a Hugging Face dataset, split 'dev'"):
+        hub("other", split="dev")
+    with pytest.raises(DataError, match=r"\[train\]:1: expected text under 'body'"):
+        hub("other", field="body")
+    with (tmp_path / "dataset" / "train.jsonl").open("a") as stream:
+        stream.write(json.dumps(rows[3] | {"text": "Kitu kipya kabisa kimeandikwa hapa leo."}) + "\n")
+    with pytest.raises(ArtifactError, match="made from another input"):
+        hub("shards")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"corpus": "a", "dataset": "b", "language": "sw"}, "got both"),
+        ({}, "a Hugging Face dataset; got neither (one word alone is OUT)"),
+        ({"dataset": "b"}, "--dataset needs --language with a code such as sw, got ''"),
+        ({"dataset": "b", "language": "../x"}, "--dataset needs --language with a code such as sw, got '../x'"),
+        ({"corpus": "a", "language": "sw"}, "--language is only for --dataset"),
+        ({"corpus": "a", "split": "test"}, "--split is only for --dataset"),
+    ],
+)
+def test_corpus_or_dataset(given, words):
+    with pytest.raises(SettingsError) as caught:
+        PrepareSettings(out="x", **given)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("changes", [{"vocab_size": 3}, {"min_tokens": 0}, {"tokenizer_characters": 1}])

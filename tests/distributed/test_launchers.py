@@ -72,7 +72,8 @@ def environment(tmp_path):
 
 
 def start(command, environment, folder):
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=pipe, stdout=pipe, text=True)
 
 
 def run(command, environment, folder):
@@ -123,42 +124,53 @@ def test_every_way_of_starting_is_the_same_run(way, recipe, expected, environmen
     assert (output / "model" / "deepspeed.json").is_file() == (ZERO[0] in WAYS[way])
 
 
-def test_two_nodes(recipe, expected, environment, tmp_path):
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_two_nodes(launcher, recipe, expected, environment, tmp_path):
+    """Started once on each, here twice on this one; no ssh is asked for."""
+    (tmp_path / "hosts").write_text("node-a slots=1\nnode-b slots=1\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    nodes = []
-    for number in "01":
-        place = ["--nnodes", "2", "--node_rank", number, "--master_addr", "127.0.0.1", "--master_port", str(port)]
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", *place, FILE, *ZERO]
-        words = [*launcher, "--recipe", str(recipe), "--output", str(tmp_path / "run")]
-        nodes.append(start(words, environment, tmp_path))
-    said = [node.communicate(timeout=180) for node in nodes]
+        meet = ["--master_addr", "127.0.0.1", "--master_port", str(probe.getsockname()[1])]
+    if launcher == "torchrun":
+        command = [*TORCHRUN, "--nproc_per_node", "1", "--nnodes", "2", *meet]
+    else:
+        command = [DEEPSPEED[0], DEEPSPEED[1], "--hostfile", str(tmp_path / "hosts"), "--no_ssh", *meet]
+    rest = [FILE, *ZERO, "--recipe", str(recipe), "--output", str(tmp_path / "run")]
+    nodes = [start([*command, "--node_rank", number, *rest], environment, tmp_path) for number in "01"]
+    said = ["".join(node.communicate(timeout=180)) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
-    assert "checkpoint written" in said[0][1]
-    assert "checkpoint written" not in said[1][1]
+    assert ["checkpoint written" in text for text in said] == [True, False]
+
+
+def test_a_hostfile_of_this_machine_alone(recipe, expected, environment, tmp_path):
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    here = ["--hostfile", str(tmp_path / "hosts"), "--no_ssh", "--node_rank", "0", "--master_addr", "127.0.0.1"]
+    command = [DEEPSPEED[0], DEEPSPEED[1], *here, FILE, *ZERO]
+    code, said = run([*command, "--recipe", str(recipe), "--output", str(tmp_path / "run")], environment, tmp_path)
+    assert code == 0, said
+    assert "2 ranks" in said
+    assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
 
 
 def complaints(said):
     return [line for line in said.splitlines() if "mcontriever: error:" in line]
 
 
-@pytest.mark.parametrize("launcher", [[*TORCHRUN, "--standalone"], DEEPSPEED], ids=["torchrun", "deepspeed"])
 @pytest.mark.parametrize(
-    ("mistake", "words"),
+    ("launcher", "mistake", "words"),
     [
-        ("recipe", "unknown setting optim.warmpu; did you mean 'warmup'?"),
-        ("deepspeed", "unknown key zero_optimisation; did you mean 'zero_optimization'?"),
-        ("option", "unknown option --optim.lrr; did you mean 'optim.lr'?"),
-        ("shards", "no such folder; expected token shards"),
+        ("torchrun", "recipe", "unknown setting optim.warmpu; did you mean 'warmup'?"),
+        ("deepspeed", "option", "unknown option --optim.lrr; did you mean 'optim.lr'?"),
+        ("torchrun", "zero", "unknown key zero_optimisation; did you mean 'zero_optimization'?"),
+        ("torchrun", "shards", "no such folder; expected token shards"),
     ],
 )
 def test_a_mistake_is_said_once_for_all_ranks(launcher, mistake, words, recipe, environment, tmp_path):
     text, options = recipe.read_text(), []
     if mistake == "recipe":
         text = text.replace("warmup", "warmpu")
-    elif mistake == "deepspeed":
+    elif mistake == "zero":
         (tmp_path / "zero.json").write_text(json.dumps({"zero_optimisation": {"stage": 1}}))
         options = ["--deepspeed_config", str(tmp_path / "zero.json")]
     elif mistake == "option":
@@ -166,7 +178,8 @@ def test_a_mistake_is_said_once_for_all_ranks(launcher, mistake, words, recipe, 
     else:
         options = ["--unlabelled.shards", str(tmp_path / "nowhere")]
     (tmp_path / "r.toml").write_text(text)
-    command = [*launcher, FILE, "--recipe", str(tmp_path / "r.toml"), "--output", str(tmp_path / "run"), *options]
+    starter = DEEPSPEED if launcher == "deepspeed" else [*TORCHRUN, "--standalone"]
+    command = [*starter, FILE, "--recipe", str(tmp_path / "r.toml"), "--output", str(tmp_path / "run"), *options]
     code, said = run(command, environment, tmp_path)
     assert code != 0
     assert len(complaints(said)) == 1, said

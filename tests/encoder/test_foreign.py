@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
-from mcontriever.encoder import CheckpointError, Encoder, checkpoint, load
-from mcontriever.errors import UsageError
+from mcontriever.cli import main
+from mcontriever.encoder import CheckpointError, Encoder, check, checkpoint, load
+from mcontriever.errors import ArtifactError, SettingsError, UsageError
 
 DOT = {"pooling": "mean", "similarity": "dot"}
 
@@ -33,6 +35,35 @@ def test_a_silent_folder_is_asked_about(foreign: Path, encoder: Encoder, texts: 
     assert load(foreign, pooling="cls", similarity="cosine").contract.normalise
     with pytest.raises(UsageError, match="poling"):
         load(foreign, **DOT, poling="cls")  # type: ignore[call-arg]
+
+
+def test_adopting_writes_the_rules_down_once(foreign: Path, tmp_path: Path, texts: list[str]) -> None:
+    expected = load(foreign, device="cpu", pooling="cls", similarity="cosine", query_prefix="query: ")
+    with pytest.raises(
+        CheckpointError, match=rf"mcontriever adopt {foreign} OUT --pooling mean\|cls --similarity dot\|cos"
+    ):
+        main(["adopt", str(foreign), str(tmp_path / "out")])
+    words = ["--pooling", "cls", "--similarity=cosine", "--query_prefix", "query: ", "--passage_max_length", "20"]
+    main(["adopt", str(foreign), str(tmp_path / "out"), *words])
+    adopted = load(tmp_path / "out", device="cpu")
+    assert adopted.contract == dataclasses.replace(expected.contract, passage_max_length=20)
+    np.testing.assert_array_equal(adopted.encode_queries(texts), expected.encode_queries(texts))
+    assert check(tmp_path / "out") == adopted.contract
+    with pytest.raises(SettingsError, match="pooling must be one of mean, cls, got 'max'"):
+        main(["adopt", str(foreign), str(tmp_path / "other"), "--pooling", "max"])
+    with pytest.raises(UsageError, match="has a contract.*leave out pooling"):
+        main(["adopt", str(tmp_path / "out"), str(tmp_path / "other"), "--pooling", "cls"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_check_finds_what_load_would(ours: Path, foreign: Path) -> None:
+    assert check(foreign, **DOT) == load(foreign, device="cpu", **DOT).contract  # type: ignore[arg-type]
+    change_config(foreign, vocab_size=50)
+    with pytest.raises(CheckpointError, match="105 ids, the model 50"):
+        check(foreign, **DOT)  # type: ignore[arg-type]
+    (ours / "model.safetensors").write_bytes((ours / "model.safetensors").read_bytes()[:-8])
+    with pytest.raises(ArtifactError, match="manifest says"):
+        check(ours)
 
 
 def sentence_transformer(folder: Path, modules: list[str], pooling: str = "cls_token", **use: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 import torch
 
 from mcontriever.corpus.tokenizer import Tokenizer
-from mcontriever.encoder import Encoder, ModelSettings, save
-from mcontriever.errors import DataError, UsageError
+from mcontriever.encoder import CheckpointError, Encoder, ModelSettings, save
+from mcontriever.errors import ArtifactError, DataError, UsageError
 from mcontriever.evaluation import Measure, evaluate, mean, read_run
 from mcontriever.evaluation.tables import Results
 
@@ -108,12 +109,28 @@ def test_the_random_row_has_other_weights_and_a_seed(folder, place, tmp_path):
 
 def test_what_is_wrong_is_said_before_any_work(folder, place, tmp_path):
     data, model = str(place / "data"), place / "model"
+    damaged, foreign = (shutil.copytree(model, tmp_path / name) for name in ("damaged", "foreign"))
+    (damaged / "model.safetensors").write_text("damaged")
+    for name in ("manifest.json", "contract.json"):
+        (foreign / name).unlink()
     for words, error, said in (
         (["--data", str(tmp_path)], DataError, "expected a test set's folder"),
         (["--data", data, "--bm25", "false"], UsageError, "nothing to evaluate"),
         (["--data", data, "--checkpoint", f"a={model},a={model}"], UsageError, "two rows"),
         (["--data", data, "--pairs", "fi-en"], UsageError, "no queries.fi"),
         (["--data", data, "--k", "0"], UsageError, "must look like"),
+        (
+            ["--data", data, "--checkpoint", f"a={model},b={tmp_path}/nowhere"],
+            CheckpointError,
+            "nowhere: no such folder",
+        ),
+        (["--data", data, "--random", str(place / "data")], CheckpointError, r"config\.json: cannot be read"),
+        (["--data", data, "--checkpoint", f"a={damaged}"], ArtifactError, r"model\.safetensors: has 7 bytes"),
+        (
+            ["--data", data, "--checkpoint", f"a={foreign}"],
+            CheckpointError,
+            f"mcontriever adopt {foreign} OUT --pooling",
+        ),
     ):
         with pytest.raises(error, match=said):
             folder.main([*words, "--out", str(tmp_path / "out")])

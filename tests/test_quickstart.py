@@ -1,0 +1,227 @@
+"""The quickstart: how it runs its steps (quick, with commands of a line), and the whole road itself (slow)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mcontriever.errors import McontrieverError, UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "quickstart.py"
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("quickstart_steps")
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "input").write_text("one")
+    return tmp_path
+
+
+def step_of(steps, place, code, **more):
+    command = ("python", "-c", code, str(place / "result"))
+    return steps.Step("try", command, (str(place / "input"),), str(place / "result"), **more)
+
+
+WRITES = "import sys; open(sys.argv[1], 'a').write('x'); print('done')"
+
+
+def test_a_step_runs_once_and_again_when_its_input_or_result_is_not_what_it_was(steps, place, capsys):
+    def runs() -> bool:
+        return steps.Walk(place).do(step_of(steps, place, WRITES))
+
+    assert runs()
+    shown = capsys.readouterr().out
+    assert "\n$ python -c " in shown
+    assert "\ndone\n" in shown
+    assert not runs()
+    assert "try: done before" in capsys.readouterr().out
+    (place / "input").write_text("two")
+    assert runs()
+    assert (place / "result").read_text() == "xx"
+    (place / "result").unlink()
+    assert runs()
+    assert not runs()
+
+
+def test_what_took_long_is_not_made_again_from_something_else_without_a_word(steps, place):
+    walk = steps.Walk(place)
+    step = step_of(steps, place, WRITES, kind="checkpoint")
+    with pytest.raises(McontrieverError, match="result is not there whole"):  # a plain file is no checkpoint
+        walk.do(step)
+    (place / "input").write_text("two")
+    with pytest.raises(UsageError, match="--fresh"):
+        steps.Walk(place).do(step)
+    assert (place / "result").read_text() == "x"
+
+
+def test_a_failure_says_which_step_its_exit_code_and_its_last_words(steps, place, capfd):
+    code = "print('[2026-01-01 00:00:00,123] [INFO] [launch.py:1:main] no' + 'ise'); print('at work'); raise SystemExit(7)"
+    with pytest.raises(McontrieverError, match=r"step try failed \(exit code 7\)") as failure:
+        steps.Walk(place).do(step_of(steps, place, code))
+    said = capfd.readouterr()
+    assert "  | at work" in said.err
+    assert "noise" not in said.out + said.err
+    log = Path(re.search(r"is in (\S+)$", str(failure.value))[1])
+    assert "noise" in log.read_text()
+    assert not json.loads((place / steps.RECORD).read_text())["try"]["ended"]
+
+
+def test_a_command_that_ends_well_without_its_result_has_failed(steps, place):
+    with pytest.raises(McontrieverError, match="exit code 0, but .*result is not there whole"):
+        steps.Walk(place).do(step_of(steps, place, "print('nothing')"))
+
+
+def test_the_memory_told_is_that_of_all_processes_together(steps, place):
+    block = "b = bytearray(200_000_000); import time; time.sleep(1.2)"
+    code = f"""
+import subprocess, sys
+for child in [subprocess.Popen([sys.executable, "-c", {block!r}]) for _ in range(2)]: child.wait()
+open(sys.argv[1], "w")"""
+    walk = steps.Walk(place)
+    walk.do(step_of(steps, place, code))
+    assert 400e6 < walk.record["try"]["memory"] < 600e6
+
+
+def test_two_cannot_work_in_one_folder_and_what_a_killed_one_left_is_ended(steps, place, capsys):
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(place)], start_new_session=True)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        (place / steps.RECORD).write_text(json.dumps({"session": other.pid}))
+        with steps.alone(place):  # the number may have come to somebody else
+            assert other.poll() is None
+        (place / steps.RECORD).write_text(json.dumps({"session": left.pid}))
+        with steps.alone(place):
+            assert left.wait(timeout=10) == -signal.SIGKILL
+            assert "left running" in capsys.readouterr().out
+            with pytest.raises(UsageError, match="another quickstart is at work"), steps.alone(place):
+                pass
+        with steps.alone(place):
+            pass
+    finally:
+        for process in (left, other):
+            process.kill()
+            process.wait()
+
+
+def start(out, *more):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "8", *more],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
+        start_new_session=True, cwd=out.parent, env=environment,
+    )  # fmt: skip
+
+
+def ended(process, seconds=500):
+    said, _ = process.communicate(timeout=seconds)
+    return process.returncode, said
+
+
+def wait_for(process, folder, pattern, seconds=180):
+    end = time.monotonic() + seconds
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, f"no {pattern} after {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_the_whole_road_killed_in_pretraining_continued_and_then_found_done(tmp_path):
+    out = tmp_path / "out"
+    first = start(out)
+    wait_for(first, out, "pretrain/state-*")
+    os.killpg(first.pid, signal.SIGKILL)  # itself alone: its steps have sessions of their own
+    first.communicate()
+    assert not (out / "pretrain/model").exists()
+
+    code, said = ended(start(out))
+    assert code == 0, said
+    assert "prepare: done before" in said
+    assert "resuming after step" in said
+    assert "[INFO]" not in said
+    assert "MRR@10" in said
+    for answer in ("search-ar", "search-sw"):  # what was searched and what the verdict is read from agree
+        top = re.findall(r"^ \d\. .*\u2068(.*)\u2069$", (out / f"logs/{answer}.log").read_text(), re.MULTILINE)
+        language = answer.removeprefix("search-")
+        question = {"ar": "kilimanjaro-q1", "sw": "marie-curie-q1"}[language]
+        run = (out / f"evaluation/runs/fine-tuned.{language}-en.trec").read_text().splitlines()
+        ranked = [line.split()[2] for line in run if line.startswith(f"{question} ")]
+        titles = {}
+        for line in (ROOT / "mcontriever/sample/corpus.en.jsonl").read_text(encoding="utf-8").splitlines():
+            titles[json.loads(line)["_id"]] = json.loads(line)["title"]
+        assert top == [titles[name] for name in ranked[:3]]
+    assert len(re.findall(r"the right passage, “[^”]+”, (?:came|is not)", said)) == 2
+    assert "Report: " in said
+    assert said.rpartition("Next:")[2].count("    $ ") == 3
+    steps = [json.loads(line)["step"] for line in (out / "pretrain/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 9))
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "kilimanjaro" in page.lower()
+    assert "://" not in page
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    code, said = ended(start(out), 60)
+    assert code == 0, said
+    assert said.count(": done before") == 8
+    assert "$ " not in said.partition("Next:")[0].partition("\n")[2]
+    assert len(re.findall(r"the right passage, “[^”]+”, (?:came|is not)", said)) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+
+    (out / "mine.txt").write_text("not ours")
+    shutil.rmtree(out / "finetune")  # the rest must be made again from a new one
+    code, said = ended(start(out))
+    assert code == 0, said
+    assert said.count(": done before") in {2, 8 - 1}  # the same bits again, or all that follows once more
+
+    process = subprocess.run(
+        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "9"], capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert "--fresh" in process.stderr
+
+
+@pytest.mark.slow
+def test_interrupted_it_says_one_line_and_leaves_nothing_running(tmp_path):
+    process = start(tmp_path / "out")
+    wait_for(process, tmp_path / "out", "logs/pretrain.log")
+    time.sleep(2)
+    session = json.loads((tmp_path / "out/quickstart.json").read_text())["session"]
+    process.send_signal(signal.SIGINT)
+    code, said = ended(process, 30)
+    assert code == 130
+    assert said.rstrip().splitlines()[-1].startswith("mcontriever: error: interrupted")
+    assert "Traceback" not in said
+    listed = subprocess.run(["ps", "-eo", "sess,stat"], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert not [line for line in listed if line.split()[0] == str(session) and "Z" not in line.split()[1]]
+
+
+@pytest.mark.slow
+def test_begun_anew_it_removes_its_own_work_and_nothing_else(tmp_path):
+    out = tmp_path / "out"
+    (out / "shards").mkdir(parents=True)
+    (out / "mine").mkdir()
+    (out / "mine" / "file").write_text("mine")
+    code, said = ended(start(out), 60)
+    assert code == 1
+    assert re.search(r"step prepare failed \(exit code 1\); all it said is in \S+/logs/prepare.log", said)
+    process = start(out, "--fresh")
+    wait_for(process, out, "shards/manifest.json")
+    process.send_signal(signal.SIGINT)
+    assert ended(process, 30)[0] == 130
+    assert (out / "mine/file").read_text() == "mine"

@@ -27,7 +27,7 @@ class MomentumEncoder:
         ours = dict(self.module.named_parameters())
         if ours.keys() != weights.keys():
             raise ValueError(f"query and key encoder differ in {sorted(ours.keys() ^ weights.keys())[:3]}")
-        keys = list(ours.values())
+        keys: list[Tensor] = list(ours.values())
         queries = [weights[name].detach().to(key.dtype) for name, key in ours.items()]
         torch._foreach_lerp_(keys, queries, 1.0 - self.momentum)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -62,6 +63,8 @@ class PassageStore:
         if offsets.ndim != 1 or len(offsets) == 0 or offsets[-1] != self._path.stat().st_size:
             raise ArtifactError(f"{artifact.path}: {LINES} does not belong to its {PASSAGES}; write the folder again")
         self._offsets = offsets
+        # Kept open: when a rebuild is renamed over this folder, the old offsets must go on reading the old text.
+        self._stream = self._path.open("rb")
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -70,13 +73,11 @@ class PassageStore:
         # A negative row would be a valid Python index and silently answer with the wrong passage.
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} passages")
-        with self._path.open("rb") as stream:
-            stream.seek(int(self._offsets[row]))
-            return _passage(stream.read(int(self._offsets[row + 1] - self._offsets[row])))
+        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
+        return _passage(os.pread(self._stream.fileno(), end - start, start))  # moves no position: safe in threads
 
     def __iter__(self) -> Iterator[Passage]:
-        with self._path.open("rb") as stream:
-            yield from map(_passage, stream)
+        return (self[row] for row in range(len(self)))
 
 
 def _passage(data: bytes) -> Passage:

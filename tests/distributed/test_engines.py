@@ -1,7 +1,7 @@
-"""Every engine computes the same experiment: two ranks are one, each ZeRO stage is plain torch, resumed is uninterrupted.
+"""Every engine computes one experiment: two ranks are one, each ZeRO stage is plain torch, resumed is uninterrupted.
 
-One launch of two real processes runs all cases; the reference is one process and the plain engine. Tolerances: fp32 losses
-1e-5, weights 1e-4 relative (measured 1e-6 and 4e-6); bf16 losses 0.1 (the same rounding, in another order).
+One launch of two real processes runs all cases; the reference is one process and the plain engine. Tolerances: fp32
+losses 1e-5, weights 1e-4 relative (measured 1e-6 and 4e-6); bf16 losses 0.1 (the same rounding, in another order).
 """
 
 import json

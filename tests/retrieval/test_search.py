@@ -260,3 +260,17 @@ def test_wrapping_counts_cells():
     lines = wrap(text, 20)
     assert max(map(cell_len, lines)) <= 20
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+
+
+def test_an_open_searcher_outlives_a_rebuild(road, tmp_path):
+    """The folder is replaced by one with other passages while the old one is open: it goes on answering as before."""
+    corpus, place = tmp_path / "corpus.en.jsonl", tmp_path / "index"
+    for number, texts in enumerate((["salt lakes of the desert", "a bridge"], ["one", "two much longer than before"])):
+        rows = [{"_id": str(row), "title": "", "text": text} for row, text in enumerate(texts)]
+        corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        embed(settings_for(road, corpus=corpus, out=tmp_path / f"vectors{number}"))
+        build_index(IndexSettings(vectors=str(tmp_path / f"vectors{number}"), out=str(place), overwrite=True))
+        if number == 0:
+            searcher = Searcher.open(place)
+            before = {hit.text for hit in searcher.search("bridge", k=2)}
+    assert {hit.text for hit in searcher.search("bridge", k=2)} == before == {"salt lakes of the desert", "a bridge"}

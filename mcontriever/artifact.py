@@ -12,12 +12,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -121,6 +124,19 @@ def write_text(path: Path | str, text: str) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file; a full disk is an error of ours and not of the library that met it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        # transformers refuses a file that does not state its format
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: could not be written: {error}") from error
+    path.chmod(0o644)  # safetensors writes for the owner's eyes alone
 
 
 def _finish(draft: Draft, kind: str) -> None:

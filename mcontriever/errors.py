@@ -83,7 +83,9 @@ def run_command(main: Callable[[list[str]], object], argv: Sequence[str] | None 
     except (OSError, MemoryError) as error:
         if debug:
             raise
-        return _complain(str(error) or type(error).__name__, 1)
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        what = error.strerror if isinstance(error, OSError) else "out of memory"
+        return _complain(f"{where}{what or error}; nothing half-written was kept as whole", 1)
     return 0
 
 

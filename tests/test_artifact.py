@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from mcontriever import artifact
 from mcontriever.errors import ArtifactError
@@ -168,3 +169,8 @@ def test_text_is_replaced_as_a_whole(tmp_path):
         artifact.write_text(file, "new \ud800")
     assert file.read_text(encoding="utf-8") == "old ü"
     assert [path.name for path in file.parent.iterdir()] == ["x.json"]
+
+
+def test_a_tensor_file_that_cannot_be_written_is_an_error_of_ours(tmp_path):
+    with pytest.raises(ArtifactError, match="could not be written"):
+        artifact.save_tensors(tmp_path / "missing" / "x.safetensors", {"a": torch.zeros(2)})

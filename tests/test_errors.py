@@ -1,5 +1,6 @@
 """Errors become exit codes and one line; what is not the user's fault keeps its traceback."""
 
+import errno
 import os
 import sys
 
@@ -73,3 +74,13 @@ def test_a_missing_extra_names_its_pip_line_and_a_broken_one_its_cause(tmp_path,
     with pytest.raises(ModuleNotFoundError, match="what_it_lacks_itself") as broken:
         errors.require("broken_module_here", "cpu", "building an index")
     assert not isinstance(broken.value, errors.MissingExtra)
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(capsys):
+    def main(_argv):
+        raise OSError(errno.ENOSPC, "No space left on device", "out/vectors.npy")
+
+    assert run_command(main, []) == 1
+    assert capsys.readouterr().err == (
+        "mcontriever: error: out/vectors.npy: No space left on device; nothing half-written was kept as whole\n"
+    )

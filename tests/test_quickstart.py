@@ -71,7 +71,9 @@ def test_what_took_long_is_not_made_again_from_something_else_without_a_word(ste
 
 
 def test_a_failure_says_which_step_its_exit_code_and_its_last_words(steps, place, capfd):
-    code = "print('[2026-01-01 00:00:00,123] [INFO] [launch.py:1:main] no' + 'ise'); print('at work'); raise SystemExit(7)"
+    code = (
+        "print('[2026-01-01 00:00:00,123] [INFO] [launch.py:1:main] no' + 'ise'); print('at work'); raise SystemExit(7)"
+    )
     with pytest.raises(McontrieverError, match=r"step try failed \(exit code 7\)") as failure:
         steps.Walk(place).do(step_of(steps, place, code))
     said = capfd.readouterr()
@@ -122,7 +124,7 @@ def test_two_cannot_work_in_one_folder_and_what_a_killed_one_left_is_ended(steps
 def start(out, *more):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "8", *more],
+        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "24", *more],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
         start_new_session=True, cwd=out.parent, env=environment,
     )  # fmt: skip
@@ -153,6 +155,7 @@ def test_the_whole_road_killed_in_pretraining_continued_and_then_found_done(tmp_
     code, said = ended(start(out))
     assert code == 0, said
     assert "prepare: done before" in said
+    assert "left running here" in said  # the launcher hands no signal on
     assert "resuming after step" in said
     assert "[INFO]" not in said
     assert "MRR@10" in said
@@ -170,7 +173,7 @@ def test_the_whole_road_killed_in_pretraining_continued_and_then_found_done(tmp_
     assert "Report: " in said
     assert said.rpartition("Next:")[2].count("    $ ") == 3
     steps = [json.loads(line)["step"] for line in (out / "pretrain/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 9))
+    assert steps == list(range(1, 25))
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "kilimanjaro" in page.lower()
     assert "://" not in page
@@ -190,7 +193,7 @@ def test_the_whole_road_killed_in_pretraining_continued_and_then_found_done(tmp_
     assert said.count(": done before") in {2, 8 - 1}  # the same bits again, or all that follows once more
 
     process = subprocess.run(
-        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "9"], capture_output=True, text=True, check=False
+        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "25"], capture_output=True, text=True, check=False
     )
     assert (process.returncode, process.stderr.count("\n")) == (2, 1)
     assert "--fresh" in process.stderr

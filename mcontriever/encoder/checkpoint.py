@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
@@ -53,11 +52,9 @@ def save(
     if weights.keys() != expected.keys():
         differing = sorted(weights.keys() ^ expected.keys())[:3]
         raise ValueError(f"weights must be named as in encoder.state_dict(); they differ in {differing}")
-    tensors = {name.removeprefix(_PREFIX): tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    tensors = {name.removeprefix(_PREFIX): tensor.detach().cpu() for name, tensor in weights.items()}
     with artifact.writing(path, KIND, overwrite=overwrite) as draft:
-        # transformers refuses a file that does not state its format
-        save_file(tensors, draft.folder / foreign.WEIGHTS, metadata={"format": "pt"})
-        (draft.folder / foreign.WEIGHTS).chmod(0o644)  # safetensors writes for the owner's eyes alone
+        artifact.save_tensors(draft.folder / foreign.WEIGHTS, tensors)
         encoder.config.architectures = [type(encoder.model).__name__]
         encoder.config.to_json_file(draft.folder / CONFIG)
         encoder.tokenizer.save(draft.folder)

@@ -22,7 +22,10 @@ from ..retrieval.searcher import Hit
 from .tables import Results
 
 TEMPLATE = Path(__file__).with_name("report.html")
-_CURVES = {"loss": "Loss", "accuracy": "Accuracy: the share of queries whose own passage scored highest of all compared"}
+_CURVES = {
+    "loss": "Loss",
+    "accuracy": "Accuracy: the share of queries whose own passage scored highest of all compared",
+}
 # matplotlib wants colours, the page has names for them: these stand for the names until the SVG is written.
 _STAND_INS = {"#010101": "var(--ink)", "#020202": "var(--faint)", "#030303": "var(--curve)"}
 _INK, _FAINT, _CURVE = _STAND_INS

@@ -69,18 +69,18 @@ def embed(settings: EmbedSettings) -> Path:
     refuse_existing(out, settings.overwrite)
     with writing(out, KIND, overwrite=settings.overwrite) as draft:
         draft.meta.update(meta)
-        shape = (count, encoder.contract.dimension)
-        array = np.lib.format.open_memmap(draft.folder / VECTORS, mode="w+", dtype=np.float32, shape=shape)
-        passages, start = PassageWriter(draft.folder), 0
-        source = read_passages(settings.corpus)
-        for chunk, rows in embed_passages(encoder, source, count, settings.batch_tokens):
-            array[start : start + len(chunk)] = rows
-            for passage in chunk:
-                passages.write(passage)
-            start += len(chunk)
-        if start != count:
-            raise DataError(f"{settings.corpus}: changed while it was read ({count} passages, then {start})")
-        array.flush()
+        passages, done = PassageWriter(draft.folder), 0
+        # Written in order, not through a memory map: on a full disk a map kills the process, a write is an error.
+        with (draft.folder / VECTORS).open("wb") as stream:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count, encoder.contract.dimension)}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for chunk, rows in embed_passages(encoder, read_passages(settings.corpus), count, settings.batch_tokens):
+                stream.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+                for passage in chunk:
+                    passages.write(passage)
+                done += len(chunk)
+        if done != count:
+            raise DataError(f"{settings.corpus}: changed while it was read ({count} passages, then {done})")
         passages.close()
     return out
 

@@ -84,7 +84,10 @@ class DenseIndex:
 
     def save(self, path: Path) -> None:
         """Write into a draft's folder."""
-        self._faiss.write_index(self._index, str(path))
+        try:
+            self._faiss.write_index(self._index, str(path))
+        except RuntimeError as error:  # FAISS's only word for a full disk
+            raise ArtifactError(f"{path}: could not be written: {error}") from error
 
     def __len__(self) -> int:
         return int(self._index.ntotal)

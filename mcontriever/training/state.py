@@ -73,14 +73,10 @@ def discard_all(output: Path) -> None:
 
 
 def _write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
-    from safetensors.torch import save_file
-
     with artifact.writing(path, KIND, overwrite=True) as draft:
         for part, named in tensors.items():
             if named:
-                save_file(
-                    {name: tensor.contiguous() for name, tensor in named.items()}, draft.folder / f"{part}.safetensors"
-                )
+                artifact.save_tensors(draft.folder / f"{part}.safetensors", named)
         draft.meta.update(meta)
 
 

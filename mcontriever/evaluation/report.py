@@ -146,7 +146,7 @@ def draw_curve(training: Training, key: str, label: str) -> str:
         axes.plot(steps, values, color=_CURVE, linewidth=1.8, marker="o" if len(values) < 3 else "")
         axes.set_xlabel("step", color=_INK)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-        axes.set_ylim(bottom=0, top=1 if key == "accuracy" else None)
+        axes.set_ylim(0, 1.02 if key == "accuracy" else 1.08 * max(values) or 1)
         axes.grid(visible=True, color=_FAINT, linewidth=0.6)
         axes.tick_params(colors=_INK, length=0)
         for spine in axes.spines.values():

@@ -7,7 +7,6 @@ import pytest
 
 from mcontriever import errors
 
-
 KEPT = "nothing half-written was kept as whole"
 
 

@@ -84,10 +84,10 @@ class Results:
         return _unique(value.measure for value in self.values)
 
     def terminal(self, width: int = 100) -> str:
-        """For the terminal; wide tables go on below."""
+        """For the terminal: a line for each task, so that the usual few systems fit its width."""
         tables = []
         for measure in self.measures:
-            text = self.frame(measure).to_string(float_format=_number, line_width=width, na_rep="-")
+            text = self.frame(measure).T.to_string(float_format=_number, line_width=width, na_rep="-")
             tables.append(f"{measure}\n{text}\n")
         return "\n".join(tables)
 

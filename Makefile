@@ -3,12 +3,14 @@
 # Which torch goes into .venv when none is there yet. A CUDA build: make TORCH_INDEX=<address of PyTorch's wheels for it>.
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+# 1: take whatever torch pip finds, also a CUDA build (several GB) on a machine where no NVIDIA device is seen.
+TORCH_ANY ?=
 # Which Python makes .venv; empty: the first of python3, python3.13, python3.12, python3.11 that is at least 3.11.
 PYTHON ?=
 # Further arguments for pytest and the benchmarks: make test ARGS='-k artifact'.
 ARGS ?=
 
-export TORCH TORCH_INDEX PYTHON
+export TORCH TORCH_INDEX TORCH_ANY PYTHON
 BIN := .venv/bin
 # One thread a process: the tests start several, and two pools of threads on the same cores make both slow.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest --durations=10

@@ -11,7 +11,7 @@ import functools
 import itertools
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mcontriever.encoder import Encoder
 
+_CUTS = ("10", "100")
 Run = dict[str, dict[str, float]]
 Ranker = Callable[[Iterable[Task], int], Iterator[Run]]  # tasks over the same passages, depth -> a run a task
 
@@ -49,8 +50,8 @@ class FolderSettings:
     """tasks such as ar-en (Arabic questions, English passages); by default each alone, then each over English"""
     split: str = "test"
     """which qrels"""
-    k: tuple[str, ...] = ("10", "100")
-    """cuts of Recall; MRR is cut at the first of them"""
+    k: tuple[str, ...] = ()
+    """cuts of Recall; MRR is cut at the first of them; by default 10,100, of these only what the passages suffice for"""
     seed: int = 0
     """of the random encoder"""
     device: str = ""
@@ -61,14 +62,16 @@ class FolderSettings:
 
 def main(argv: list[str]) -> dict[str, Any]:
     """Evaluate, write, print the table, and return what `results.json` holds."""
+    from mcontriever.encoder import resolve_device
+
     settings = parse(FolderSettings, argv, prog="eval/folder.py")
-    measures = [Measure.parse(f"MRR@{k}") for k in settings.k[:1]] + [Measure.parse(f"Recall@{k}") for k in settings.k]
-    if not measures:
-        raise UsageError("--k needs at least one cut, such as --k 10,100")
+    asked = [Measure.parse(f"{name}@{k}") for name, k in _measures(settings.k or _CUTS)]
+    resolve_device(settings.device)
     data = EvaluationSet.open(settings.data)
     pairs = parse_pairs(settings.pairs) or data.pairs(settings.split)
     # tasks over the same passages together, so that these are embedded once
     tasks = sorted((data.task(*pair, settings.split) for pair in pairs), key=lambda task: task.passage_language)
+    measures = _measurable(asked, tasks, given=bool(settings.k))
     depth = max(measure.k for measure in measures)
     systems = _systems(settings)
     results = Results({"data": settings.data, "split": settings.split, "seed": settings.seed})
@@ -91,6 +94,27 @@ def main(argv: list[str]) -> dict[str, Any]:
     write_text(Path(settings.out) / "table.md", results.markdown())
     sys.stdout.write(results.terminal(shutil.get_terminal_size((120, 24)).columns))
     return results.as_dict()
+
+
+def _measures(cuts: Sequence[str]) -> list[tuple[str, str]]:
+    return [("MRR", cuts[0]), *(("Recall", k) for k in dict.fromkeys(cuts))]
+
+
+def _measurable(asked: list[Measure], tasks: Sequence[Task], *, given: bool) -> list[Measure]:
+    """The measures whose cut the smallest corpus has passages for: with fewer, every passage is found, and Recall is 1.
+
+    A cut that somebody `given` is refused; one that is only a default is left out, and that is said.
+    """
+    smallest = min(tasks, key=lambda task: len(task.passages))
+    beyond = [measure for measure in asked if measure.k > len(smallest.passages)]
+    if not beyond:
+        return asked
+    size = f"there are {len(smallest.passages)} passages in {smallest.passage_language}"
+    left = [measure for measure in asked if measure not in beyond]
+    if given or not left:
+        raise UsageError(f"{beyond[0]} cannot be measured: {size}; give smaller cuts, such as --k 1")
+    sys.stderr.write(f"left out: {', '.join(map(str, beyond))}, for {size}; --k gives other cuts\n")
+    return left
 
 
 def _systems(settings: FolderSettings) -> list[tuple[str, Callable[[], Ranker]]]:
@@ -143,9 +167,7 @@ def _rank_dense(encoder: Encoder, batch_tokens: int) -> Ranker:
         tasks = list(tasks)
         searcher = Searcher.from_passages(encoder, tasks[0].passages, batch_tokens=batch_tokens)
         for task in tasks:
-            hits = searcher.search_vectors(
-                embedded(tuple(query.text for query in task.queries)), min(depth, len(searcher))
-            )
+            hits = searcher.search_vectors(embedded(tuple(query.text for query in task.queries)), depth)
             yield {
                 query.id: {hit.id: hit.score for hit in best} for query, best in zip(task.queries, hits, strict=True)
             }

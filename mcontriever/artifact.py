@@ -7,23 +7,28 @@ The manifest holds no time and no machine: the same input gives the same bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArtifactError
+from .errors import ArtifactError, UsageError
+from .progress import Bar, bar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_BLOCK = 1 << 20  # read at a time while hashing, and the unit its progress is counted in
 
 
 @dataclass(frozen=True)
@@ -57,18 +62,20 @@ class Draft:
 
 @contextlib.contextmanager
 def writing(path: Path | str, kind: str, *, overwrite: bool = False) -> Iterator[Draft]:
-    """Write an artifact aside and rename it to `path` when the block ends well; otherwise leave no trace."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)  # before looking: it may put an old version back
-    if path.exists() and not overwrite:
-        raise ArtifactError(f"{path} exists already; choose another place, or remove it first")
-    draft = Draft(_aside(path))
+    """Write an artifact aside and rename it to `path` when the block ends well; otherwise leave no trace.
+
+    `overwrite` replaces an artifact of the same kind and nothing else.
+    """
+    place = Path(path).resolve()  # a link's target is written, and the link stays
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(place)  # before looking: it may put an old version back
+    _check_place(place, kind, overwrite)
+    draft = Draft(_aside(place))
     draft.folder.mkdir()
     try:
         yield draft
         _finish(draft, kind)
-        _publish(draft.folder, path)
+        _publish(draft.folder, place, kind, overwrite)
     except BaseException:
         shutil.rmtree(draft.folder, ignore_errors=True)
         raise
@@ -86,15 +93,43 @@ def open_artifact(path: Path | str, kind: str, *, verify: bool = True) -> Artifa
         content = json.loads(manifest.read_text(encoding="utf-8"))
         artifact = Artifact(path, content["artifact"], content["meta"], content["files"])
         version = content["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        _check_manifest(artifact)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{manifest}: damaged ({error}); write the folder again") from error
     if artifact.kind != kind:
         raise ArtifactError(f"{path}: holds {_named(artifact.kind)}, expected {_named(kind)}")
     if version != FORMAT:
         raise ArtifactError(f"{path}: format {version} is not the one this version reads ({FORMAT})")
     for name, facts in artifact.files.items():
-        _check(path / name, facts, verify)
+        _check_size(path / name, facts["bytes"])
+    if verify:
+        with bar(f"Verifying {path}", sum(map(blocks, (path / name for name in artifact.files))), "MiB") as running:
+            for name, facts in artifact.files.items():
+                if sha256(path / name, running) != facts["sha256"]:
+                    raise ArtifactError(
+                        f"{path / name}: its content differs from its checksum; copy or write the folder again"
+                    )
     return artifact
+
+
+def refuse_other(path: Path | str, kind: str) -> None:
+    """Say at once, before any work, that what lies at `path` is not of this kind and so is not ours to replace."""
+    path = Path(path)
+    if os.path.lexists(path) and _kind_at(path) != kind:
+        raise ArtifactError(f"{path} holds something else than {_named(kind)}; choose another place")
+
+
+def refuse_overlap(out: Path | str, inputs: Iterable[Path | str]) -> None:
+    """Refuse an output that is one of the inputs, holds one or lies in one: what is read must outlive the writing.
+
+    Empty inputs (not given) and those that are no path here (names on the hub) are passed over.
+    """
+    place = Path(out).resolve()
+    for given in inputs:
+        source = Path(given).resolve()
+        if os.fspath(given) and source.exists() and (source in (place, *place.parents) or place in source.parents):
+            where = "is" if source == place else "holds" if place in source.parents else "lies in"
+            raise UsageError(f"the output {out} {where} the input {given}; choose another place for it")
 
 
 def is_artifact(path: Path | str, kind: str) -> bool:
@@ -106,10 +141,20 @@ def is_artifact(path: Path | str, kind: str) -> bool:
     return True
 
 
-def sha256(path: Path) -> str:
-    """The hash of a file's bytes."""
+def sha256(path: Path, running: Bar | None = None) -> str:
+    """The hash of a file's bytes; a bar given counts its `blocks`."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+            if running is not None:
+                running.advance()
+    return digest.hexdigest()
+
+
+def blocks(path: Path) -> int:
+    """How many MiB `sha256` will count for a file, the last one begun included."""
+    return -(-path.stat().st_size // _BLOCK)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -141,10 +186,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _finish(draft: Draft, kind: str) -> None:
     files = {}
-    for path in sorted(draft.folder.rglob("*")):
-        if path.is_file():
+    paths = sorted(path for path in draft.folder.rglob("*") if path.is_file())
+    with bar(f"Checksums of the {kind}", sum(map(blocks, paths)), "MiB") as running:
+        for path in paths:
             _sync(path)
-            files[path.relative_to(draft.folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            name = path.relative_to(draft.folder).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path, running)}
     manifest = draft.folder / MANIFEST
     content = {"artifact": kind, "format": FORMAT, "meta": draft.meta, "files": files}
     manifest.write_text(json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -152,39 +199,87 @@ def _finish(draft: Draft, kind: str) -> None:
     _sync(draft.folder)
 
 
-def _publish(folder: Path, path: Path) -> None:
+def _publish(folder: Path, path: Path, kind: str, overwrite: bool) -> None:
     """Rename into place. A folder cannot replace a full one in a single step: the old one steps aside first."""
+    _check_place(path, kind, overwrite)  # again: the writing took its time
     if path.exists():
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        old = _aside(path, "old")
         path.rename(old)
-        folder.rename(path)
+        try:
+            folder.rename(path)
+        except BaseException:
+            if not os.path.lexists(path):
+                old.rename(path)
+            raise
         shutil.rmtree(old)
     else:
-        folder.rename(path)
+        try:
+            folder.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            raise ArtifactError(f"{path} appeared during the writing, and stays; choose another place") from error
     _sync(path.parent)
 
 
-def _check(path: Path, facts: dict[str, Any], verify: bool) -> None:
+def _check_place(path: Path, kind: str, overwrite: bool) -> None:
+    if overwrite:
+        refuse_other(path, kind)
+    elif os.path.lexists(path):
+        raise ArtifactError(f"{path} exists already; choose another place, or remove it first")
+
+
+def _kind_at(path: Path) -> str | None:
+    """What the manifest there says it is, damaged or not otherwise; None where there is no manifest to say it."""
+    try:
+        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    kind = content.get("artifact") if isinstance(content, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _check_manifest(artifact: Artifact) -> None:
+    """Raise ValueError if the parts are not of the types we write, or a file's name leads out of the folder."""
+    if not (isinstance(artifact.kind, str) and artifact.kind):
+        raise ValueError(f"its kind is {artifact.kind!r}")
+    for part, value in (("meta", artifact.meta), ("files", artifact.files)):
+        if not isinstance(value, dict):
+            raise ValueError(f"{part!r} is a {type(value).__name__}, not an object")
+    for name, facts in artifact.files.items():
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name:
+            raise ValueError(f"{name!r} is not the name of a file in the folder")
+        if not (isinstance(facts, dict) and type(facts.get("bytes")) is int and isinstance(facts.get("sha256"), str)):
+            raise ValueError(f"{name!r} lacks its 'bytes' or 'sha256'")
+
+
+def _check_size(path: Path, expected: int) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path}: missing, though {MANIFEST} lists it; copy or write the folder again")
     size = path.stat().st_size
-    if size != facts["bytes"]:
-        expected = facts["bytes"]
+    if size != expected:
         raise ArtifactError(f"{path}: has {size} bytes, its manifest says {expected}; copy or write the folder again")
-    if verify and sha256(path) != facts["sha256"]:
-        raise ArtifactError(f"{path}: its content differs from its checksum; copy or write the folder again")
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+def _aside(path: Path, role: str = "partial") -> Path:
+    return path.with_name(f".{path.name}.{role}-{_host()}-{os.getpid()}")
+
+
+def _host() -> str:
+    return re.sub(r"[^\w.-]", "_", socket.gethostname())
 
 
 def _sweep(path: Path) -> None:
-    """Remove what dead writers of this path left behind; restore an old version a writer died while replacing."""
-    for left in path.parent.glob(f".{path.name}.*-*"):
-        match = re.fullmatch(re.escape(f".{path.name}.") + r"(partial|old)-(\d+)", left.name)
+    """Remove what dead writers of this path left behind; restore an old version a writer died while replacing.
+
+    Only this host's: whether a process lives on another, a shared disk does not tell.
+    """
+    pattern = re.compile(re.escape(f".{path.name}.") + "(partial|old)-" + re.escape(_host()) + r"-(\d+)")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+        match = pattern.fullmatch(left.name)
         if match and (int(match[2]) == os.getpid() or not _alive(int(match[2]))):  # in containers numbers come again
-            if match[1] == "old" and not path.exists():
+            if match[1] == "old" and not os.path.lexists(path):
                 left.rename(path)
             elif left.is_dir():
                 shutil.rmtree(left)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -34,7 +35,8 @@ class Bar:
         self._start = self._last = clock()
         self._facts: dict[str, str] = {}
         self._said_at: int | None = None
-        self._shown = shown
+        self._shown, self._closed = shown, False
+        self._lock = threading.Lock()
 
     def advance(self, count: int = 1, **facts: str) -> None:
         """Count on and, when it is time, say so."""
@@ -46,10 +48,18 @@ class Bar:
             self._last = now
             self._say()
 
+    def announce(self) -> None:
+        """Say where things stand if nothing was said yet, so that a slow first step is not silence."""
+        if self._shown and self._said_at is None:
+            self._last = self._clock()
+            self._say()
+
     def close(self) -> None:
         """Say the last word, if anything was said before; a plain line that said it already is not repeated."""
+        with self._lock:
+            self._closed = True
         if self._said_at is not None and (self._live or self._said_at != self.done):
-            self._say(end="\n")
+            self._write("\n")
 
     def line(self) -> str:
         """`Embedding  1,200/5,000 passages  24%  310.0/s  ETA 0:12  loss 1.23`."""
@@ -71,7 +81,12 @@ class Bar:
     def _live(self) -> bool:
         return sys.stderr.isatty()
 
-    def _say(self, end: str = "") -> None:
+    def _say(self) -> None:
+        with self._lock:  # the announcement comes from another thread
+            if not self._closed:
+                self._write()
+
+    def _write(self, end: str = "") -> None:
         self._said_at = self.done
         if self._live:
             sys.stderr.write(f"\r\x1b[2K{self.line()}{end}")
@@ -84,9 +99,14 @@ class Bar:
 def bar(label: str, total: int | None, unit: str, *, done: int = 0, shown: bool = True) -> Iterator[Bar]:
     """A bar for a block; `shown=False` (other ranks) counts in silence."""
     running = Bar(label, total, unit, done, shown=shown)
+    timer = threading.Timer(QUIET_SECONDS, running.announce)
+    timer.daemon = True
+    if shown:
+        timer.start()
     try:
         yield running
     finally:
+        timer.cancel()
         running.close()
 
 

@@ -10,12 +10,16 @@ import datetime
 import os
 import socket
 import warnings
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import McontrieverError, UsageError
+
+T = TypeVar("T")
 
 
 def started() -> bool:
@@ -48,11 +52,6 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
 
 
-def launched() -> bool:
-    """Whether a launcher (deepspeed, torchrun, Slurm with our script) started this process."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
-
-
 def prepare_environment() -> None:
     """Fill in what a launcher would have set, so that a process started by hand is a group of one (no MPI is asked)."""
     defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -65,7 +64,12 @@ def prepare_environment() -> None:
 def device() -> torch.device:
     """The device of this rank; on CPU the threads are shared out too, since the deepspeed launcher does not."""
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        if local_rank() >= torch.cuda.device_count():
+            raise UsageError(
+                f"{local_world_size()} ranks on this machine, which has {torch.cuda.device_count()} GPUs; "
+                "start at most one rank a GPU"
+            )
+        torch.cuda.set_device(local_rank())
         return torch.device("cuda", torch.cuda.current_device())
     # torchrun sets one thread unless told; the deepspeed launcher tells nobody anything
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
@@ -105,11 +109,35 @@ def from_main(value: Any) -> Any:
     return box[0]
 
 
+def on_main(function: Callable[[], T]) -> T:
+    """Rank 0's result of `function`, on every rank; and where it fails, an error on every rank.
+
+    Without this the others would wait for a rank 0 that has given up, or die of its silence with a traceback.
+    """
+    result, problem, told = None, None, None
+    if is_main():
+        try:
+            result = function()
+        except Exception as error:
+            problem, told = error, f"rank 0: {error}"
+    result, told = from_main((result, told))
+    if problem is not None:
+        raise problem
+    if told is not None:
+        raise McontrieverError(told)
+    return result  # type: ignore[no-any-return]
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """The tensor, replaced by its sum over all ranks."""
+    if started():
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def sum_over_ranks(values: Iterable[float], device: torch.device) -> list[float]:
     """Element-wise sums of a few numbers over all ranks."""
-    total = torch.tensor(list(values), dtype=torch.float64, device=device)
-    if started():
-        dist.all_reduce(total)
+    total = sum_(torch.tensor(list(values), dtype=torch.float64, device=device))
     return [float(value) for value in total]
 
 

@@ -7,8 +7,7 @@ what is ours is to say, in one line and before any work starts, which file and w
 from __future__ import annotations
 
 import dataclasses
-import functools
-import sys
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import SettingsError, UsageError, did_you_mean
+from .help_text import is_required, show_help
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def parse(
     `--recipe FILE-or-NAME` is read first.
     """
     if any(argument in ("-h", "--help") for argument in argv):
-        _show_help(cls, prog, positionals, recipes)
+        show_help(cls, prog, positionals, recipes)
         raise SystemExit(0)
     recipe, overrides = None, {}
     for key, value in _split(cls, argv, prog, positionals, recipes):
@@ -66,7 +66,7 @@ def build(
     if recipe:
         _check_recipe_keys(cls, recipe)
     arguments += [f"--{key}={_as_toml(known[key], value)}" for key, value in overrides.items()]
-    missing = [field.name for field in dataclasses.fields(cls) if _is_required(field)]  # type: ignore[arg-type]
+    missing = [field.name for field in dataclasses.fields(cls) if is_required(field)]  # type: ignore[arg-type]
     missing = [name for name in missing if name not in overrides and not _in_recipe(recipe, name)]
     if missing:
         what = ", ".join(name.upper() if name in positionals else f"--{name}" for name in missing)
@@ -74,11 +74,11 @@ def build(
     parser = _parser(cls)
     try:
         tree = parser.instantiate(parser.parse_args(arguments))
+        return cls(**{field.name: tree[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
     except SettingsError as error:
-        raise SettingsError(f"{recipe or _OVERRIDES}: {error}") from error
+        raise SettingsError(f"{_origin(str(error), recipe, overrides)}: {error}") from error
     except Exception as error:
         raise _explain(error, recipe, overrides, known) from error
-    return cls(**{field.name: tree[field.name] for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
 
 
 def dump(settings: object) -> str:
@@ -100,12 +100,19 @@ def find_recipe(name: str) -> Path:
 def in_range(
     name: str, value: float, low: float, high: float, *, low_open: bool = False, high_open: bool = False
 ) -> None:
-    """For `__post_init__`: complain unless `value` lies between the bounds (closed unless said to be open)."""
+    """For `__post_init__`: complain unless `value` lies between the bounds (closed unless said to be open).
+
+    `name` is what a user would type, with its dots: whether a recipe or the command line is to blame is read from it.
+    """
     above = value > low if low_open else value >= low
     below = value < high if high_open else value <= high
     if not (above and below):
-        interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+        interval = f"{'(' if low_open else '['}{_exactly(low)}, {_exactly(high)}{')' if high_open else ']'}"
         raise SettingsError(f"{name} must lie in {interval}, got {value!r}")
+
+
+def _exactly(bound: float) -> str:
+    return f"{bound:.0f}" if float(bound).is_integer() else repr(bound)
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
@@ -123,10 +130,6 @@ def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(typing.cast(type, hint), f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", hint
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _split(
@@ -155,7 +158,7 @@ def _split(
         given.add(key)
         yield key, value
     places = [name for name in positionals if name not in given]
-    required = {field.name for field in dataclasses.fields(cls) if _is_required(field)}
+    required = {field.name for field in dataclasses.fields(cls) if is_required(field)}
     if len(placed) == sum(name in required for name in places):
         places = [name for name in places if name in required]  # `prepare OUT --dataset NAME`: no CORPUS was meant
     for number, word in enumerate(placed):
@@ -209,6 +212,13 @@ def _parser(cls: type) -> Any:
     return parser
 
 
+def _origin(complaint: str, recipe: Path | None, overrides: Mapping[str, str]) -> Path | str:
+    """Who set what a dataclass complains of: its first words, its dotted names and its options are looked at."""
+    named = re.findall(r"^[\w.]+|--\w+|\b[a-z]\w*(?:\.[a-z]\w*)+", complaint)
+    given = any(name.removeprefix("--") in overrides for name in named)
+    return _OVERRIDES if given else recipe or _OVERRIDES
+
+
 def _explain(
     error: Exception, recipe: Path | None, overrides: Mapping[str, str], known: Mapping[str, Any]
 ) -> Exception:
@@ -236,65 +246,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _show_help(cls: type, prog: str, positionals: Sequence[str], recipes: bool) -> None:
-    """Written by hand from the same docstrings: jsonargparse's own help also lists options that we do not take."""
-    import argparse
-
-    required = {field.name for field in dataclasses.fields(cls) if _is_required(field)}
-    places = " ".join(name.upper() if name in required else f"[{name.upper()}]" for name in positionals)
-    usage = " ".join(filter(None, [prog, places, "[--recipe RECIPE]" if recipes else "", "[--key value ...]"]))
-    wide = functools.partial(argparse.HelpFormatter, max_help_position=36)
-    parser = argparse.ArgumentParser(usage=usage, add_help=False, formatter_class=wide)
-    whole = parser.add_argument_group(_first_sentence(cls))
-    if recipes:
-        whole.add_argument(
-            "--recipe", help="TOML file of settings, or the name of a shipped one; read before the options"
-        )
-    groups, order = {"": whole}, {name: place for place, name in enumerate(positionals)}
-    for key, hint, default, words in sorted(_described(cls), key=lambda row: order.get(row[0], len(order))):
-        above = key.rpartition(".")[0]
-        if above not in groups:
-            holder = typing.get_type_hints(cls)[above]
-            groups[above] = parser.add_argument_group(_first_sentence(holder))
-        said = "required" if default is dataclasses.MISSING else _default_in_words(default)
-        text = f"{words} ({said})" if said else words
-        groups[above].add_argument(f"--{key}", metavar=_metavar(key, hint), help=text.replace("%", "%%"))
-    general = parser.add_argument_group("general")
-    general.add_argument("-h", "--help", help="show this and stop", action="store_true")
-    general.add_argument("--debug", help="show the traceback of an error", action="store_true")
-    parser.epilog = f"{places} may be given by position." if positionals else None
-    sys.stdout.write(parser.format_help())
-
-
-def _first_sentence(cls: type) -> str:
-    return " ".join((cls.__doc__ or "").split()).partition(". ")[0].rstrip(".")
-
-
-def _described(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
-    """Every leaf: its dotted key, type, default (MISSING: required) and the words under it."""
-    import docstring_parser
-
-    hints = typing.get_type_hints(cls)
-    words = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse_from_object(cls).params}
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            yield from _described(typing.cast(type, hint), f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", hint, field.default, " ".join(words.get(field.name, "").split())
-
-
-def _metavar(key: str, hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "|".join(map(str, typing.get_args(hint)))
-    if typing.get_origin(hint) in (tuple, list):
-        return "A,B,..."
-    return {int: "N", float: "X", bool: "[true|false]"}.get(hint) or key.rpartition(".")[2].upper()
-
-
-def _default_in_words(default: Any) -> str:
-    default = ",".join(map(str, default)) if isinstance(default, tuple | list) else default
-    default = str(default).lower() if isinstance(default, bool) else default
-    return "" if default == "" else f"default {default}"

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Make .venv from lock.txt and leave the stamp .venv/.installed, only when all of it worked.   Usage: make .venv/.installed
 #
-# The lock goes in first, by hash and with --no-deps, so that nothing it holds can pull in a torch of its own choosing;
-# then torch (from TORCH_INDEX if given), whose plain dependencies are there by now; then DeepSpeed, which is published as
-# source only and imports torch while it is built: it compiles nothing, and nothing here needs a compiler.
+# torch goes in first, pinned and --no-deps, from TORCH_INDEX if given; then the lock, by hash and with --no-deps, so that
+# nothing it holds can pull in a torch of its own choosing; then what torch needs beyond the lock (for a CUDA build its
+# nvidia packages, for a CPU build nothing); then DeepSpeed, which is published as source only and imports torch while it
+# is built: it compiles nothing, and nothing here needs a compiler.
+# On a machine without an NVIDIA device, pip is asked first which torch it would take: a CUDA build is several GB.
 # A torch that is already in .venv and fits pyproject.toml is kept: that is how to bring a build of one's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,17 +44,10 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv "$venv" >/dev/null || fail "$python cannot make a virtual environment: install its venv and ensurepip modules (python3-venv on Debian and Ubuntu)"
 fi
 
-echo "install: the locked packages"
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-awk '/^[^ #]/ { dropped = /^deepspeed==/ } !dropped' lock.txt >"$scratch/wheels.txt"
-awk '/^[^ #]/ { kept = /^deepspeed==/ } kept' lock.txt >"$scratch/sources.txt"
-pip install $quiet --require-hashes --no-deps --only-binary :all: -r "$scratch/wheels.txt"
-
-# `packaging` is locked, so it can say here whether a torch found in .venv is one that we support.
+# pip brings its own `packaging`, which can say in an empty .venv whether a torch found there is one that we support.
 fits='
 import importlib.metadata as m, sys, tomllib
-from packaging.requirements import Requirement
+from pip._vendor.packaging.requirements import Requirement
 try:
     have = m.version("torch")
 except m.PackageNotFoundError:
@@ -61,15 +56,35 @@ with open("pyproject.toml", "rb") as file:
     needs = [Requirement(line) for line in tomllib.load(file)["project"]["dependencies"]]
 print(have)
 sys.exit(not all(need.specifier.contains(have, prereleases=True) for need in needs if need.name == "torch"))'
+# Prints the CUDA packages that the torch of a pip report needs on this platform.
+cuda='
+import json, re, sys
+from pip._vendor.packaging.requirements import Requirement
+for wheel in json.load(sys.stdin)["install"]:
+    for need in map(Requirement, wheel["metadata"].get("requires_dist") or []):
+        if re.match("(nvidia|cuda)-", need.name.lower()) and (not need.marker or need.marker.evaluate({"extra": ""})):
+            print(need.name)'
+chosen=
 if have=$("$venv/bin/python" -c "$fits"); then
     echo "install: torch $have is already there and is kept"
 else
-    echo "install: $TORCH${TORCH_INDEX:+ from $TORCH_INDEX}"
-    if [[ $(uname -s) = Linux && ! -e /dev/nvidia0 && ! ${TORCH_INDEX:-} ]]; then
-        echo "install: no NVIDIA GPU here; if several GB of CUDA packages now come along, start again with TORCH_INDEX (README, Installing)"
+    if [[ $(uname -s) = Linux && ! ${TORCH_INDEX:-} && ! ${TORCH_ANY:-} ]] && ! compgen -G "${NVIDIA_DEVICES:-/dev/nvidia*}" >/dev/null; then
+        report=$(pip install --quiet --dry-run --ignore-installed --no-deps --report - "$TORCH") || fail "pip finds no $TORCH: give TORCH_INDEX, the address of PyTorch's wheels"
+        brings=$("$venv/bin/python" -c "$cuda" <<<"$report")
+        [[ ! $brings ]] || fail "no NVIDIA device here, but pip would take a CUDA build of $TORCH (several GB): give TORCH_INDEX=ADDRESS, the CPU address that the install selector of PyTorch's site shows, or TORCH_ANY=1 to take it all the same"
     fi
-    pip install $quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
+    echo "install: $TORCH${TORCH_INDEX:+ from $TORCH_INDEX}"
+    pip install $quiet --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
+    chosen=$TORCH
 fi
+
+echo "install: the locked packages"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+awk '/^[^ #]/ { dropped = /^deepspeed==/ } !dropped' lock.txt >"$scratch/wheels.txt"
+awk '/^[^ #]/ { kept = /^deepspeed==/ } kept' lock.txt >"$scratch/sources.txt"
+pip install $quiet --require-hashes --no-deps --only-binary :all: -r "$scratch/wheels.txt"
+[[ ! $chosen ]] || pip install $quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$chosen"
 
 echo "install: deepspeed and mcontriever itself"
 pip install $quiet --require-hashes --no-deps --use-pep517 --no-build-isolation -r "$scratch/sources.txt"

@@ -17,8 +17,8 @@ LONGEST_FILE = 350
 
 # A room imports from the rows above its own, never from its own row or from one below.
 ORDER = [
-    "errors languages version",
-    "artifact settings ranks progress",
+    "errors languages version help_text progress",
+    "artifact settings ranks",
     "workers",
     "corpus",
     "pairs",

@@ -1,6 +1,7 @@
 """Progress: silent when quick, plain lines elsewhere than on a terminal, rate and time left in closed form."""
 
 import re
+import time
 
 import pytest
 
@@ -52,6 +53,42 @@ def test_a_bar_that_never_spoke_stays_silent_however_long_it_was_open(capsys):
     clock.now = 100.0
     bar.close()
     assert capsys.readouterr().err == ""
+
+
+def wait_for_a_line(capsys, shown=True):
+    with progress.bar("Embedding", 10, "passages", shown=shown) as running:
+        text, give_up = "", time.monotonic() + (10 if shown else 0.2)
+        while not text and time.monotonic() < give_up:
+            time.sleep(0.01)
+            text = capsys.readouterr().err
+        running.advance(10)
+    return text, capsys.readouterr().err
+
+
+def test_a_slow_first_step_is_announced_once(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.02)
+    first, rest = wait_for_a_line(capsys)
+    assert first == "Embedding  0/10 passages  0%  -\n"
+    assert rest.startswith("Embedding  10/10 passages  100%")
+    assert rest.count("\n") == 1
+
+
+def test_a_slow_first_step_of_other_ranks_is_not(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.02)
+    assert wait_for_a_line(capsys, shown=False) == ("", "")
+
+
+def test_nothing_is_announced_after_the_end_or_after_a_line(capsys):
+    clock = Clock()
+    bar = progress.Bar("Embedding", 10, "passages", clock=clock)
+    bar.close()
+    bar.announce()
+    assert capsys.readouterr().err == ""
+    bar = progress.Bar("Embedding", 10, "passages", clock=clock)
+    clock.now = 3.0
+    bar.advance()
+    bar.announce()
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_other_ranks_are_silent(capsys):

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from mcontriever import settings
+from mcontriever import help_text, settings
 from mcontriever.cli import VERBS
 from mcontriever.errors import SettingsError, UsageError
 from mcontriever.settings import build, dump, in_range, one_of, parse
@@ -198,7 +198,7 @@ def test_help_is_written_in_one_style(command):
     cls = TrainSettings
     if command != "train":
         cls = getattr(importlib.import_module(f"mcontriever.{VERBS[command].module}"), VERBS[command].settings)
-    for key, _, _, words in settings._described(cls):
+    for key, _, _, words in help_text.described(cls):
         assert words, f"{key} has no words under it"
         assert not words.endswith(".") or words.endswith("..."), f"{key}: a fragment, without a full stop"
         first = words.split()[0].rstrip(",:;")
@@ -252,3 +252,51 @@ def test_ranges(value, options, inside):
     else:
         with pytest.raises(SettingsError, match="x must lie in"):
             in_range("x", value, 0, 1, **options)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "blamed", "said"),
+    [
+        ({"optim.lr": "-1"}, "command line", "optim.lr must lie in (0, 10], got -1.0"),
+        ({"unlabelled.delete": "3"}, "command line", "unlabelled.delete must lie in [0, 1), got 3.0"),
+        (
+            {"unlabelled.crop_max": "0.1"},
+            "command line",
+            "unlabelled.crop_min must not exceed unlabelled.crop_max, got 0.2 and 0.1",
+        ),
+        (
+            {"labelled.query_max_length": "1"},
+            "command line",
+            "labelled.query_max_length must lie in [4, 1048576], got 1",
+        ),
+        ({"model.layers": "0"}, "command line", "model.layers must lie in [1, 1000000], got 0"),
+        ({"model.heads": "3"}, "command line", "model.heads must divide model.hidden (256) evenly, got 3"),
+        ({"seed": "-1"}, "command line", "seed must lie in [0, 2147483647], got -1"),
+        ({"steps": "0"}, "command line", "steps must lie in [1, 1000000000], got 0"),
+        ({"output": ""}, "command line", "output is missing: name the folder of the run, --output DIR"),
+        ({"batch.accumulation": "3"}, "command line", "batch.size 64 must be a multiple of batch.accumulation 3"),
+        # what the recipe itself says wrong stays the recipe's, whatever else is overridden
+        ({"steps": "9"}, "recipe", "unlabelled.window must lie in [8, 1048576], got 2"),
+        ({"unlabelled.delete": "0.2"}, "recipe", "unlabelled.window must lie in [8, 1048576], got 2"),
+        ({"optim.warmup": "3"}, "recipe", "seed must lie in [0, 2147483647], got -7"),
+    ],
+)
+def test_what_is_out_of_range_is_blamed_on_who_said_it_by_its_full_name(overrides, blamed, said, tmp_path):
+    text = (settings.RECIPES / "quickstart-pretrain.toml").read_text(encoding="utf-8")
+    if "window" in said:
+        text = text.replace("window = 128", "window = 2")
+    elif blamed == "recipe":
+        text = "seed = -7\n" + text
+    path = recipe(tmp_path, text)
+    given = {"output": "x", "unlabelled.shards": "y"} | overrides
+    line = complaint(lambda: build(TrainSettings, path, given))
+    assert line == f"{path if blamed == 'recipe' else blamed}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("high", "shown"), [(2**31 - 1, "2147483647"), (1e9, "1000000000"), (0.25, "0.25"), (1e-7, "1e-07"), (1, "1")]
+)
+def test_bounds_are_printed_exactly(high, shown):
+    with pytest.raises(SettingsError) as caught:
+        in_range("x", 1e99, 0, high)
+    assert str(caught.value) == f"x must lie in [0, {shown}], got 1e+99"

@@ -74,6 +74,26 @@ def document_files(path: Path | str) -> list[Path]:
     return sorted(found, key=lambda file: (language_of(file), file.name))
 
 
+def unread_files(path: Path | str) -> list[str]:
+    """Names in a folder that `document_files` passes over, but for hidden ones, queries and Markdown."""
+    path = Path(path)
+    if not path.is_dir():
+        return []
+    read = {file.name for file in document_files(path)}
+    known = re.compile(r"\..*|queries\..*|.*\.md")
+    names = (file.name for file in path.iterdir() if file.is_file())
+    return sorted(name for name in names if name not in read and not known.fullmatch(name))
+
+
+def is_text(value: str) -> bool:
+    """Whether the string is made of characters: half a surrogate pair (a byte that was no UTF-8) is none."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_documents(path: Path | str, field: str = "text") -> Iterator[Document]:
     """All documents of a folder or file, in the order of the files' languages and names.
 
@@ -248,10 +268,8 @@ def _text(row: dict[str, Any], key: str, where: str, default: str | None = None)
     if not isinstance(value, str):
         keys = ", ".join(map(repr, row)) or "none"
         raise DataError(f"{where}: expected text under {key!r}, got {value!r}; keys on this line: {keys}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: {key!r} holds half a surrogate pair, which is no character") from None
+    if not is_text(value):
+        raise DataError(f"{where}: {key!r} holds half a surrogate pair, which is no character")
     return value
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact import open_artifact, writing
+from ..artifact import open_artifact, refuse_other, refuse_overlap, writing
 from ..errors import ArtifactError, DataError, SettingsError
-from ..progress import Bar, bar
+from ..progress import Bar, bar, duration
 from ..settings import in_range
 from .formats import Document
 from .shards import KIND, NO_ARTICLE, LanguageWriter
@@ -52,7 +53,7 @@ class PrepareSettings:
     min_tokens: int = 8
     """drop documents of fewer tokens"""
     overwrite: bool = False
-    """replace OUT if it is there"""
+    """replace OUT if it holds token shards made from something else"""
 
     def __post_init__(self) -> None:
         if bool(self.corpus) == bool(self.dataset):
@@ -82,6 +83,8 @@ class LanguageReport:
 def prepare(settings: PrepareSettings) -> Path:
     """Write the shards and return their path; an output made from the same input before is kept as it is."""
     out = Path(settings.out)
+    refuse_overlap(out, [settings.corpus, settings.dataset, settings.tokenizer])
+    refuse_other(out, KIND)
     source = _source(settings)
     made_from = _fingerprint(settings, source)
     if out.exists() and not settings.overwrite:
@@ -163,8 +166,10 @@ def _source(settings: PrepareSettings) -> Source:
 
 def _train(settings: PrepareSettings, source: Source) -> Tokenizer:
     budget = _even_shares(source.survey.characters, settings.tokenizer_characters)
-    _say(f"training a tokenizer of {settings.vocab_size} on {sum(budget.values()):,} characters")
-    return Tokenizer.train(_sample(source, budget), settings.vocab_size)
+    start = time.monotonic()
+    tokenizer = Tokenizer.train(_sample(source, budget, settings.vocab_size), settings.vocab_size)
+    _say(f"trained the tokenizer in {duration(time.monotonic() - start)}")
+    return tokenizer
 
 
 def _even_shares(sizes: dict[str, int], total: int) -> dict[str, int]:
@@ -175,17 +180,21 @@ def _even_shares(sizes: dict[str, int], total: int) -> dict[str, int]:
     return shares
 
 
-def _sample(source: Source, budget: dict[str, int]) -> Iterator[str]:
+def _sample(source: Source, budget: dict[str, int], vocab_size: int) -> Iterator[str]:
     """Documents spread evenly over each language's text, cut off at its budget."""
     read, taken = dict.fromkeys(budget, 0), dict.fromkeys(budget, 0)
-    for document in source.documents():
-        language = document.language
-        allowed, size = budget[language], source.survey.characters[language]
-        if taken[language] * size <= read[language] * allowed and taken[language] < allowed:
-            text = document.text[: allowed - taken[language]]
-            taken[language] += len(text)
-            yield text
-        read[language] += len(document.text)
+    with bar("Reading for the tokenizer", sum(source.survey.characters.values()), "characters") as running:
+        for document in source.documents():
+            language = document.language
+            allowed, size = budget[language], source.survey.characters[language]
+            if taken[language] * size <= read[language] * allowed and taken[language] < allowed:
+                text = document.text[: allowed - taken[language]]
+                taken[language] += len(text)
+                yield text
+            read[language] += len(document.text)
+            running.advance(len(document.text))
+    # SentencePiece has all it asked for and says no more until it is done
+    _say(f"training a tokenizer of {vocab_size} on {sum(taken.values()):,} characters")
 
 
 def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..artifact import sha256
+from ..artifact import blocks, sha256
 from ..errors import DataError
-from ..progress import track
-from .formats import Document, document_files, language_of, read_documents, read_hub
+from ..progress import bar, track
+from .formats import Document, document_files, language_of, read_documents, read_hub, unread_files
 
 
 @dataclass
@@ -50,6 +51,9 @@ class Files:
     def __init__(self, path: str, field: str) -> None:
         self.name, self._field = path, field
         self._files = document_files(path)
+        if passed_over := unread_files(path):
+            sys.stderr.write(f"{path}: not read, as their names are not of the form <lang>.jsonl or <lang>.txt: ")
+            sys.stderr.write(f"{', '.join(passed_over)}\n")
 
     def documents(self, language: str = "") -> Iterator[Document]:
         """See `Source`."""
@@ -64,7 +68,8 @@ class Files:
 
     def fingerprint(self) -> Any:
         """Names and bytes of the files, wherever they lie."""
-        hashes = [[file.name, sha256(file)] for file in track(self._files, "Reading", "files", len(self._files))]
+        with bar("Reading", sum(map(blocks, self._files)), "MiB") as running:
+            hashes = [[file.name, sha256(file, running)] for file in self._files]
         return {"field": self._field, "files": hashes}
 
 

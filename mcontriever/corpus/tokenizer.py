@@ -232,6 +232,16 @@ def _read_json(file: Path) -> Any:
         raise DataError(f"{file}: not a tokenizer.json that this version of tokenizers reads: {error}") from error
 
 
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: damaged: not JSON ({error}); copy it again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: damaged: expected a JSON object, got {type(content).__name__}; copy it again")
+    return content
+
+
 def _read_wordpiece(file: Path) -> Any:
     from tokenizers.implementations import BertWordPieceTokenizer
 
@@ -240,7 +250,7 @@ def _read_wordpiece(file: Path) -> Any:
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); expected a vocabulary") from error
     config = file.with_name(_CONFIG)
-    stated = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    stated = _read_config(config) if config.is_file() else {}
     # without a config the vocabulary itself tells: a lower-casing tokenizer could never produce an upper-case piece
     cased = any(word != word.lower() for word in words if not (word.startswith("[") and word.endswith("]")))
     lowercase = bool(stated.get("do_lower_case", not cased))

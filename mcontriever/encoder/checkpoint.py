@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +23,14 @@ from transformers.initialization import no_init_weights
 from .. import artifact
 from ..corpus.tokenizer import Tokenizer
 from ..errors import UsageError
-from . import contract, foreign
+from . import contract, foreign, registry
 from .contract import CheckpointError, Contract, Rules
+from .devices import resolve_device
 from .model import ARCHITECTURES, Encoder
 
 KIND = "checkpoint"
 CONFIG = "config.json"
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.toml"]
 _PREFIX = "model."  # what Encoder's own state_dict puts before the names of the layers
 
@@ -76,15 +78,16 @@ def load(
 ) -> Encoder:
     """An encoder, ready to use, from a checkpoint folder or a name on the Hugging Face hub.
 
-    `device` is a GPU where there is one, else the CPU; `precision` "bf16" runs the layers in autocast. `rules`
+    A name may end in @REVISION, a branch or commit; the registry's names without one are taken at the commit that their
+    rules of use were checked at. `device` is a GPU where there is one, else the CPU; `precision` "bf16" runs the layers in autocast. `rules`
     (pooling="mean", similarity="dot", query_prefix=…) are for folders that do not say how they must be used.
     """
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"precision must be fp32 or bf16, got {precision!r}")
-    name = os.fspath(path_or_name)
+    name, where = os.fspath(path_or_name), resolve_device(device)
     encoder = _build(*_open(name, rules))
     encoder.source, encoder.precision = name, precision
-    return encoder.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return encoder.to(where).eval()
 
 
 def check(path_or_name: Path | str, **rules: typing.Unpack[Rules]) -> Contract:
@@ -133,12 +136,18 @@ def _config(folder: Path) -> Any:
 
 
 def _download(name: str) -> Path:
-    if not _HUB_NAME.fullmatch(name):
+    asked = _HUB_NAME.fullmatch(name)
+    if not asked:
         raise CheckpointError(f"{name}: no such folder; expected a checkpoint folder or a name on the Hugging Face hub")
+    known, revision = registry.find(asked["name"]), asked["revision"]
+    if known and known.revision and not revision:
+        revision = known.revision
+        sys.stderr.write(f"{name}: taken at commit {revision[:12]}, which its rules of use were checked at\n")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_PATTERNS))
+        folder = Path(snapshot_download(asked["name"], revision=revision, allow_patterns=_PATTERNS))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*_PATTERNS, foreign.PICKLED]))
+            patterns = [*_PATTERNS, foreign.PICKLED]
+            folder = Path(snapshot_download(asked["name"], revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         why = str(error).strip().splitlines()[0]
         raise CheckpointError(

@@ -10,7 +10,7 @@ import json
 import pickle
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -68,8 +68,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).is_file():
         tensors = dict(_safetensors(folder / WEIGHTS))
     elif (folder / INDEX).is_file():
-        parts = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        tensors = {name: tensor for part in parts for name, tensor in _safetensors(folder / part)}
+        parts = {_inside(folder, part, INDEX) for part in _weight_map(folder / INDEX).values()}
+        tensors = {name: tensor for part in sorted(parts) for name, tensor in _safetensors(part)}
     elif (folder / PICKLED).is_file():
         tensors = _pickled(folder / PICKLED)
     else:
@@ -94,9 +94,15 @@ def fill(model: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> 
 def _sentence_transformers(folder: Path) -> Rules:
     rules = Rules(normalise=False)
     for module in read_json(folder / "modules.json", list):
-        kind = str(module["type"]).rpartition(".")[2]
+        said = module if isinstance(module, dict) else {}
+        kind, place = said.get("type"), said.get("path")
+        if not (isinstance(kind, str) and isinstance(place, str)):
+            raise CheckpointError(
+                f"{folder}/modules.json: a module must have a type and a path, got {str(module)[:60]!r}"
+            )
+        kind = kind.rpartition(".")[2]
         if kind == "Pooling":
-            rules["pooling"] = _pooling(folder / module["path"] / "config.json")
+            rules["pooling"] = _pooling(_inside(folder, place, "modules.json") / "config.json")
         elif kind == "Normalize":
             rules |= Rules(normalise=True, similarity="cosine")
         elif kind != "Transformer":
@@ -106,6 +112,21 @@ def _sentence_transformers(folder: Path) -> Rules:
     _transformer(folder / "sentence_bert_config.json", rules)
     _use(folder / "config_sentence_transformers.json", rules)
     return rules
+
+
+def _weight_map(path: Path) -> dict[str, Any]:
+    parts = read_json(path).get("weight_map")
+    if not (isinstance(parts, dict) and parts):
+        raise CheckpointError(f"{path}: weight_map must say which file holds which weight, got {str(parts)[:60]!r}")
+    return parts
+
+
+def _inside(folder: Path, name: object, file: str) -> Path:
+    """The path of a file that the folder's `file` names. By its words alone: in the hub's cache files are links out."""
+    steps = PurePosixPath(name.replace("\\", "/")) if isinstance(name, str) else None
+    if steps is None or steps.is_absolute() or ".." in steps.parts or ":" in str(steps):
+        raise CheckpointError(f"{folder}/{file}: names {name!r}; expected a path inside the checkpoint's own folder")
+    return folder / steps
 
 
 def _pooling(path: Path) -> str:
@@ -118,14 +139,18 @@ def _pooling(path: Path) -> str:
 
 def _transformer(path: Path, rules: Rules) -> None:
     said = read_json(path) if path.is_file() else {}
-    if said.get("max_seq_length"):
-        rules["query_max_length"] = rules["passage_max_length"] = int(said["max_seq_length"])
+    if length := said.get("max_seq_length"):
+        if not isinstance(length, int):
+            raise CheckpointError(f"{path}: max_seq_length must be a whole number, got {length!r}")
+        rules["query_max_length"] = rules["passage_max_length"] = length
     rules["lowercase"] = bool(said.get("do_lower_case", False))
 
 
 def _use(path: Path, rules: Rules) -> None:
     said = read_json(path) if path.is_file() else {}
     prompts = said.get("prompts") or {}
+    if not (isinstance(prompts, dict) and all(isinstance(prompt, str) for prompt in prompts.values())):
+        raise CheckpointError(f"{path}: prompts must be texts by name, got {str(prompts)[:60]!r}")
     rules["query_prefix"] = prompts.get("query", "")
     rules["passage_prefix"] = prompts.get("document", prompts.get("passage", ""))
     if said.get("similarity_fn_name"):

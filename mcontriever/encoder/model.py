@@ -52,11 +52,11 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "intermediate"):
-            in_range(name, getattr(self, name), 1, 1_000_000)
-        in_range("max_positions", self.max_positions, 5, 1_000_000)
-        in_range("dropout", self.dropout, 0, 1, high_open=True)
+            in_range(f"model.{name}", getattr(self, name), 1, 1_000_000)
+        in_range("model.max_positions", self.max_positions, 5, 1_000_000)
+        in_range("model.dropout", self.dropout, 0, 1, high_open=True)
         if self.hidden % self.heads:
-            raise SettingsError(f"heads must divide hidden ({self.hidden}) evenly, got {self.heads}")
+            raise SettingsError(f"model.heads must divide model.hidden ({self.hidden}) evenly, got {self.heads}")
 
 
 class Encoder(nn.Module):
@@ -106,9 +106,10 @@ class Encoder(nn.Module):
     def forward(self, packed: Packed) -> Tensor:
         """B packed sequences, special tokens included, to (B, D) in fp32 whatever the weights are in."""
         layout = attention.Layout.of(packed.lengths)
-        hidden = self.model(
-            input_ids=packed.ids[None], position_ids=self._positions(packed)[None], layout=layout
-        ).last_hidden_state[0]  # (T, D)
+        with self._autocast():
+            hidden = self.model(
+                input_ids=packed.ids[None], position_ids=self._positions(packed)[None], layout=layout
+            ).last_hidden_state[0]  # (T, D)
         starts = packed.cu_seqlens[:-1]
         if self.contract.pooling == "cls":
             vectors = hidden[starts].float()
@@ -116,6 +117,10 @@ class Encoder(nn.Module):
             # not index_add_, whose sums on a GPU come out in another order every time
             vectors = torch.segment_reduce(hidden.float(), "mean", lengths=packed.lengths, axis=0)
         return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
+
+    def _autocast(self) -> torch.autocast:
+        """Opened inside `forward`, because DeepSpeed turns off an autocast that it finds open around the engine."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _positions(self, packed: Packed) -> Tensor:
         """Each token's position in its own sequence, (T,), as the architecture counts."""
@@ -187,7 +192,7 @@ class Encoder(nn.Module):
         self.eval()
         try:
             # One autocast for all batches: its copies of the weights are made once and kept until it ends.
-            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.no_grad(), self._autocast():
                 yield
         finally:
             self.train(was_training)
@@ -210,6 +215,11 @@ def _batches(order: list[int], lengths: list[int], batch_tokens: int) -> Iterato
 def _checked(text: object, what: str, expected: str = "a text") -> str:
     if not isinstance(text, str):
         raise DataError(f"{what} is {text!r}; expected {expected}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a JSON escape can spell half of a character; the tokenizer panics over it
+        where = f"{text[error.start]!r} at character {error.start}"
+        raise DataError(f"{what} holds half of a surrogate pair, {where}; mend the text") from error
     return text
 
 

@@ -16,7 +16,11 @@ _INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that
 
 @dataclass(frozen=True)
 class Known:
-    """One checkpoint: its `rules` of use, the commit they were checked at, whether it is only a start for training."""
+    """One checkpoint: its `rules` of use, the commit they were checked at, whether it is only a start for training.
+
+    `revision` is a whole hash, the only kind the hub serves, and what is downloaded unless another is asked for; where it
+    is empty no such hash was at hand, and the hub's newest is taken.
+    """
 
     rules: Rules = field(default_factory=lambda: Rules(pooling="mean", normalise=False, similarity="dot"))
     revision: str = ""
@@ -43,29 +47,40 @@ KNOWN = {
     "FacebookAI/xlm-roberta-large": Known(start=True),
     "google-bert/bert-base-multilingual-cased": Known(start=True),
     # Contriever: mean, dot, no normalisation.
-    "facebook/mcontriever": Known(revision="9ff6abe"),
+    "facebook/mcontriever": Known(),
     "facebook/mcontriever-msmarco": Known(),
     "facebook/contriever": Known(),
-    "facebook/contriever-msmarco": Known(revision="abe8c14"),
+    "facebook/contriever-msmarco": Known(revision="abe8c1493371369031bcb1e02acb754cf4e162fa"),
     "nthakur/mcontriever-base-msmarco": Known(),
     # mDPR and its relatives: first token.
     "castorini/mdpr-tied-pft-msmarco": Known(_MDPR),
     "castorini/mdpr-tied-pft-msmarco-ft-all": Known(_MDPR),
     "castorini/afriberta-dpr-pft-msmarco-ft-latin-mrtydi": Known(_MDPR),
     # Cosine families.
-    "intfloat/multilingual-e5-small": Known(_cosine("mean", 512, _E5, "passage: "), "fd1525a"),
-    "intfloat/multilingual-e5-base": Known(_cosine("mean", 512, _E5, "passage: "), "d13f1b2"),
-    "intfloat/multilingual-e5-large": Known(_cosine("mean", 512, _E5, "passage: "), "ab10c1a"),
-    "intfloat/multilingual-e5-large-instruct": Known(_cosine("mean", 512, _INSTRUCT), "baa7be4"),
-    "BAAI/bge-m3": Known(_cosine("cls", 8192), "5617a9f"),
-    "BAAI/bge-m3-unsupervised": Known(_cosine("cls", 8192), "46f03bc"),
+    "intfloat/multilingual-e5-small": Known(
+        _cosine("mean", 512, _E5, "passage: "), "fd1525a9fd15316a2d503bf26ab031a61d056e98"
+    ),
+    "intfloat/multilingual-e5-base": Known(
+        _cosine("mean", 512, _E5, "passage: "), "d13f1b27baf31030b7fd040960d60d909913633f"
+    ),
+    "intfloat/multilingual-e5-large": Known(
+        _cosine("mean", 512, _E5, "passage: "), "ab10c1a7f42e74530fe7ae5be82e6d4f11a719eb"
+    ),
+    "intfloat/multilingual-e5-large-instruct": Known(
+        _cosine("mean", 512, _INSTRUCT), "baa7be480a7de1539afce709c8f13f833a510e0a"
+    ),
+    "BAAI/bge-m3": Known(_cosine("cls", 8192), "5617a9f61b028005a4858fdac845db406aefb181"),
+    "BAAI/bge-m3-unsupervised": Known(_cosine("cls", 8192), "46f03bc86361cf88102b0b517b36c8259f2946b1"),
     "BAAI/bge-m3-retromae": Known(_cosine("cls", 8192)),
-    "Snowflake/snowflake-arctic-embed-l-v2.0": Known(_cosine("cls", 8192, _E5), "edc2df7"),
+    "Snowflake/snowflake-arctic-embed-l-v2.0": Known(
+        _cosine("cls", 8192, _E5), "edc2df7b6c25794b340229ca082e7c78782e6374"
+    ),
 }
 
 _SHORT = {name.partition("/")[2]: name for name in KNOWN if KNOWN[name].start}
 
 
 def find(name: str) -> Known | None:
-    """The row of a hub name; the old names of the starts (`xlm-roberta-base`) still count."""
+    """The row of a hub name, at whatever @REVISION; the old names of the starts (`xlm-roberta-base`) still count."""
+    name = name.partition("@")[0]
     return KNOWN.get(_SHORT.get(name, name))

@@ -106,12 +106,14 @@ class EvaluationSet:
 
 
 def parse_pairs(words: Sequence[str]) -> list[tuple[str, str]]:
-    """`ar-en` to (questions' language, passages' language)."""
-    pairs = []
+    """`ar-en` to (questions' language, passages' language); each only once, for a result is known by its pair."""
+    pairs: list[tuple[str, str]] = []
     for word in words:
         queries, dash, passages = word.partition("-")
         if not (queries and dash and passages):
             raise UsageError(f"pair {word!r} must look like ar-en: the questions' language, then the passages'")
+        if (queries, passages) in pairs:
+            raise UsageError(f"pair {word!r} is given twice; give each once")
         pairs.append((queries, passages))
     return pairs
 

@@ -37,8 +37,8 @@ class LabelledSettings:
     """tokens of a passage, special tokens included"""
 
     def __post_init__(self) -> None:
-        in_range("query_max_length", self.query_max_length, 4, 2**20)
-        in_range("passage_max_length", self.passage_max_length, 4, 2**20)
+        in_range("labelled.query_max_length", self.query_max_length, 4, 2**20)
+        in_range("labelled.passage_max_length", self.passage_max_length, 4, 2**20)
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,16 @@ class UnlabelledSettings:
     """languages are drawn in proportion to size**exponent: 0 all alike, 1 by size"""
 
     def __post_init__(self) -> None:
-        in_range("window", self.window, 8, 2**20)
-        in_range("crop_min", self.crop_min, 0, 1, low_open=True)
-        in_range("crop_max", self.crop_max, 0, 1, low_open=True)
-        in_range("delete", self.delete, 0, 1, high_open=True)
-        in_range("comparable", self.comparable, 0, 1)
-        in_range("exponent", self.exponent, 0, 4)
+        in_range("unlabelled.window", self.window, 8, 2**20)
+        in_range("unlabelled.crop_min", self.crop_min, 0, 1, low_open=True)
+        in_range("unlabelled.crop_max", self.crop_max, 0, 1, low_open=True)
+        in_range("unlabelled.delete", self.delete, 0, 1, high_open=True)
+        in_range("unlabelled.comparable", self.comparable, 0, 1)
+        in_range("unlabelled.exponent", self.exponent, 0, 4)
         if self.crop_min > self.crop_max:
-            raise SettingsError(f"crop_min must not exceed crop_max, got {self.crop_min} and {self.crop_max}")
+            raise SettingsError(
+                f"unlabelled.crop_min must not exceed unlabelled.crop_max, got {self.crop_min} and {self.crop_max}"
+            )
 
 
 class UnlabelledPairs:

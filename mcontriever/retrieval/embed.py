@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..artifact import is_artifact, open_artifact, writing
+from ..artifact import is_artifact, open_artifact, refuse_other, refuse_overlap, writing
 from ..corpus.formats import Passage, read_passages
 from ..errors import ArtifactError, DataError
-from ..progress import bar
+from ..progress import bar, track
 from ..settings import in_range
 from .store import PassageWriter, count_and_hash
 from .vectors import KIND, VECTORS, describe_encoder
@@ -42,7 +42,7 @@ class EmbedSettings:
     device: str = ""
     """cpu, cuda, cuda:1 ...; by default a GPU where there is one"""
     overwrite: bool = False
-    """replace what lies at out"""
+    """replace OUT if it holds vectors made from something else"""
 
     def __post_init__(self) -> None:
         in_range("batch_tokens", self.batch_tokens, 1, 10_000_000)
@@ -52,10 +52,12 @@ def embed(settings: EmbedSettings) -> Path:
     """Write a `vectors` artifact. One already made from the same passages by the same encoder is left as it is."""
     from ..encoder import load
 
-    count, passages_hash = count_and_hash(read_passages(settings.corpus))
+    out = Path(settings.out)
+    refuse_overlap(out, [settings.checkpoint, settings.corpus])
+    refuse_other(out, KIND)
+    count, passages_hash = count_and_hash(track(read_passages(settings.corpus), "Checking", "passages"))
     if not count:
         raise DataError(f"{settings.corpus}: no passages; expected lines like {{'_id', 'title', 'text'}}")
-    out = Path(settings.out)
     encoder = load(settings.checkpoint, device=settings.device or None, precision=settings.precision)
     meta = {
         "count": count,

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..artifact import Artifact, open_artifact, writing
+from ..artifact import Artifact, open_artifact, refuse_other, refuse_overlap, writing
 from ..errors import ArtifactError, UsageError, require
+from ..progress import bar
 from .embed import refuse_existing, same_inputs
 from .lexical import LexicalIndex
 from .store import LINES, PASSAGES, PassageStore
@@ -42,7 +43,7 @@ class IndexSettings:
     lexical: bool = True
     """also build a BM25 index of the same passages"""
     overwrite: bool = False
-    """replace what lies at out"""
+    """replace OUT if it holds an index made from something else"""
 
 
 class DenseIndex:
@@ -55,12 +56,14 @@ class DenseIndex:
     def build(cls, vectors: np.ndarray) -> DenseIndex:
         """Index the rows (N, D), finite float32."""
         index = _faiss().IndexFlat(vectors.shape[1], _faiss().METRIC_INNER_PRODUCT)
-        for start in range(0, len(vectors), _BLOCK):
-            block = np.ascontiguousarray(vectors[start : start + _BLOCK], dtype=np.float32)
-            if not np.isfinite(block).all():
-                row = start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-                raise ArtifactError(f"row {row} of the vectors is not finite; embed again")
-            index.add(block)
+        with bar("Indexing", len(vectors), "vectors") as running:
+            for start in range(0, len(vectors), _BLOCK):
+                block = np.ascontiguousarray(vectors[start : start + _BLOCK], dtype=np.float32)
+                if not np.isfinite(block).all():
+                    row = start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+                    raise ArtifactError(f"row {row} of the vectors is not finite; embed again")
+                index.add(block)
+                running.advance(len(block))
         return cls(index)
 
     @classmethod
@@ -132,7 +135,10 @@ def check_k(k: int, count: int) -> None:
 
 def build_index(settings: IndexSettings) -> Path:
     """Write an `index` artifact: FAISS file, passages, BM25. One made from the same vectors already is kept."""
-    out, vectors = Path(settings.out), Vectors.open(settings.vectors)
+    out = Path(settings.out)
+    refuse_overlap(out, [settings.vectors])
+    refuse_other(out, KIND)
+    vectors = Vectors.open(settings.vectors)
     meta = {
         "kind": settings.kind,
         "metric": "inner product",
@@ -151,7 +157,7 @@ def build_index(settings: IndexSettings) -> Path:
         for name in (PASSAGES, LINES):
             shutil.copyfile(vectors.artifact.file(name), draft.folder / name)
         if settings.lexical:
-            LexicalIndex.build(vectors.passages).save(draft.folder)
+            LexicalIndex.build(vectors.passages, len(vectors)).save(draft.folder)
     return out
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from ..artifact import Artifact
 from ..corpus.formats import Passage
 from ..errors import ArtifactError, DataError, require
+from ..progress import bar, track
 from .analysis import analyser, stemmer_name
 
 K1, B = 0.9, 0.4
@@ -31,12 +32,15 @@ class LexicalIndex:
         self._scores, self._vocabulary, self.stemmers, self.count = scores, vocabulary, stemmers, count
 
     @classmethod
-    def build(cls, passages: Iterable[Passage]) -> LexicalIndex:
-        """Analyse each passage in its language. Terms are numbered as they first appear: same input, same bytes."""
+    def build(cls, passages: Iterable[Passage], count: int | None = None) -> LexicalIndex:
+        """Analyse each passage in its language. Terms are numbered as they first appear: same input, same bytes.
+
+        `count`, how many there are if that is known, is for the progress shown.
+        """
         vocabulary: dict[str, int] = {}
         stemmers: dict[str, str] = {}
         rows: list[list[int]] = []
-        for passage in passages:
+        for passage in track(passages, "BM25 terms", "passages", count):
             code = passage.language
             if code not in stemmers:
                 stemmers[code] = stemmer_name(code)
@@ -45,7 +49,9 @@ class LexicalIndex:
         if not vocabulary:
             raise DataError(f"no words in any of {len(rows)} passages; BM25 needs text (build with --lexical false)")
         scores = _empty()
-        scores.index((rows, vocabulary), create_empty_token=False, show_progress=False)
+        with bar("BM25 scores", len(vocabulary), "terms") as running:  # one call: bm25s tells nothing on the way
+            scores.index((rows, vocabulary), create_empty_token=False, show_progress=False)
+            running.advance(len(vocabulary))
         return cls(scores, vocabulary, stemmers, len(rows))
 
     def search(self, texts: Sequence[str], k: int, language: str | None = None) -> tuple[list[Any], list[Any]]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..corpus.formats import Passage
+from ..corpus.formats import Passage, is_text
 from ..errors import ArtifactError, UsageError
+from ..progress import track
 from .embed import embed_passages
 from .index import DenseIndex, check_k, open_index
 from .lexical import LexicalIndex
@@ -93,7 +94,7 @@ class Searcher:
         """As `search`, for several queries at once, which is much faster."""
         if self._encoder is None:
             raise UsageError("this searcher was opened for BM25 alone; open it with Searcher.open to search by meaning")
-        _check_queries(queries)
+        check_queries(queries)
         among = self._among(language)
         check_k(k, len(self) if among is None else len(among))  # before the encoder works for nothing
         if not queries:
@@ -109,7 +110,7 @@ class Searcher:
         """The best passages by BM25: those that share a word with the query, so perhaps fewer than k, perhaps none."""
         if self._lexical is None:
             raise UsageError("there is no BM25 index here; build one with `mcontriever index`")
-        _check_queries([query])
+        check_queries([query])
         check_k(k, len(self))
         scores, rows = self._lexical.search([query], k)
         return self._hits(scores[0], rows[0])
@@ -126,7 +127,7 @@ class Searcher:
             return None
         if self._rows_of is None:
             rows: dict[str, list[int]] = {}
-            for row, passage in enumerate(self._passages):
+            for row, passage in enumerate(track(self._passages, "Languages", "passages", len(self))):
                 rows.setdefault(passage.language, []).append(row)
             self._rows_of = {code: np.asarray(numbers, dtype=np.int64) for code, numbers in rows.items()}
         if language not in self._rows_of:
@@ -142,14 +143,17 @@ def _load(path: Path, checkpoint: str, device: str | None) -> Encoder:
     return load(checkpoint, device=device)
 
 
-def _check_queries(queries: Sequence[str]) -> None:
+def check_queries(queries: Sequence[str]) -> None:
+    """Refuse what no encoder and no analyser can read, before either is asked."""
     if isinstance(queries, str):
         raise UsageError("queries must be a list of texts, got one text; use search() for a single query")
     for number, query in enumerate(queries):
+        which = "the query" if len(queries) == 1 else f"query {number}"
         if not isinstance(query, str):
-            raise UsageError(f"query {number} must be text, got {type(query).__name__}")
+            raise UsageError(f"{which} must be text, got {type(query).__name__}")
+        if not is_text(query):
+            raise UsageError(f"{which} is not UTF-8 text (it holds half a surrogate pair); give it in UTF-8")
         if not query.strip():
-            which = "the query" if len(queries) == 1 else f"query {number}"
             raise UsageError(f"{which} is empty; give at least one word")
 
 

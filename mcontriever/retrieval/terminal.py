@@ -14,7 +14,7 @@ from typing import Literal
 from ..errors import UsageError
 from ..languages import language
 from ..settings import in_range
-from .searcher import Hit, Searcher
+from .searcher import Hit, Searcher, check_queries
 
 FIRST_STRONG, RIGHT_TO_LEFT, POP = "\u2068", "\u2067", "\u2069"
 _CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")  # an escape sequence in a passage stays text
@@ -50,6 +50,7 @@ def search_command(settings: SearchSettings) -> list[Hit]:
     """Search, show, and return what was shown."""
     if not settings.query.strip():
         raise UsageError('the query is empty; give a question, such as: mcontriever search INDEX "Who ...?"')
+    check_queries([settings.query])  # before anything large is opened
     if settings.by == "bm25":
         if settings.language:
             raise UsageError("--language keeps dense search to one language; BM25 has no such option")

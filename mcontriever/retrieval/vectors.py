@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..artifact import Artifact, open_artifact
-from ..corpus.formats import Passage
 from ..errors import ArtifactError
+from ..progress import track
 from .store import PassageStore
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def encoder_fingerprint(encoder: Encoder) -> str:
     """A hash of what decides the vectors: contract, tokenizer and weights, wherever the checkpoint lies."""
     digest = hashlib.sha256(json.dumps(asdict(encoder.contract), sort_keys=True, ensure_ascii=False).encode())
     digest.update(encoder.tokenizer.fingerprint.encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
+    weights = sorted(encoder.state_dict().items())
+    for name, tensor in track(weights, "Hashing the encoder", "tensors", len(weights)):
         array = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(array.data)
@@ -59,7 +60,7 @@ def check_encoder(path: Path, made_by: dict[str, Any], encoder: Encoder) -> None
 
 
 class Vectors:
-    """An opened `vectors` artifact: row n of `.vectors` (N, D) is the passage `.passage(n)`."""
+    """An opened `vectors` artifact: row n of `.vectors` (N, D) is the passage `.passages[n]`."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.path, self.artifact = artifact.path, artifact
@@ -78,12 +79,3 @@ class Vectors:
 
     def __len__(self) -> int:
         return len(self.passages)
-
-    def passage(self, row: int) -> Passage:
-        """The passage of a row."""
-        return self.passages[row]
-
-    @property
-    def ids(self) -> list[str]:
-        """The passages' ids in row order."""
-        return [passage.id for passage in self.passages]

@@ -15,30 +15,42 @@ from typing import Any
 from ..errors import SettingsError, did_you_mean
 from .settings import TrainSettings
 
-# What a file may say: None for a plain value, a table for a nested one.
-_OFFLOAD: dict[str, Any] = dict.fromkeys(
-    ["device", "pin_memory", "ratio", "nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "fast_init"]
-)
+# What a file may say: a type, the words to choose from, or a table of the same for what is nested.
+_OFFLOAD: dict[str, Any] = {
+    "device": {"cpu", "nvme", "none"},
+    "pin_memory": bool,
+    "ratio": float,
+    "nvme_path": str,
+    "buffer_count": int,
+    "buffer_size": int,
+    "max_in_cpu": int,
+    "fast_init": bool,
+}
 _ZERO: dict[str, Any] = {
-    **dict.fromkeys(
-        [
-            "stage", "allgather_partitions", "allgather_bucket_size", "overlap_comm", "reduce_scatter",
-            "reduce_bucket_size", "contiguous_gradients", "round_robin_gradients", "sub_group_size",
-            "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size",
-            "stage3_param_persistence_threshold", "stage3_gather_16bit_weights_on_model_save",
-            "zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_gradients",
-        ]
-    ),
+    "stage": int,
+    "allgather_partitions": bool,
+    "allgather_bucket_size": int,
+    "overlap_comm": bool,
+    "reduce_scatter": bool,
+    "reduce_bucket_size": int,
+    "contiguous_gradients": bool,
+    "round_robin_gradients": bool,
+    "sub_group_size": int,
+    "stage3_max_live_parameters": int,
+    "stage3_max_reuse_distance": int,
+    "stage3_prefetch_bucket_size": int,
+    "stage3_param_persistence_threshold": int,
+    "zero_hpz_partition_size": int,
     "offload_optimizer": _OFFLOAD,
     "offload_param": _OFFLOAD,
-}  # fmt: skip
+}
 PLACEMENT: dict[str, Any] = {
     "zero_optimization": _ZERO,
-    "communication_data_type": None,
-    "comms_logger": dict.fromkeys(["enabled", "verbose", "prof_all", "debug", "prof_ops"]),
-    "wall_clock_breakdown": None,
-    "steps_per_print": None,
-    "dump_state": None,
+    "communication_data_type": {"fp32", "fp16", "bf16"},
+    "comms_logger": {"enabled": bool, "verbose": bool, "prof_all": bool, "debug": bool, "prof_ops": list},
+    "wall_clock_breakdown": bool,
+    "steps_per_print": int,
+    "dump_state": bool,
 }
 # What the recipe owns, and where. In a file these may stand as "auto".
 RECIPE_OWNED = {
@@ -73,26 +85,24 @@ def read(path: Path | str) -> dict[str, Any]:
     stage = content.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise SettingsError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
-    if "offload_param" in content.get("zero_optimization", {}) and stage != 3:
-        raise SettingsError(f"{path}: zero_optimization.offload_param needs stage 3, got {stage}")
+    for part, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
+        if part in content.get("zero_optimization", {}) and stage < lowest:
+            raise SettingsError(f"{path}: zero_optimization.{part} needs stage {lowest} or higher, got {stage}")
     return content
 
 
 def join(content: Mapping[str, Any], recipe: TrainSettings, world_size: int) -> dict[str, Any]:
     """The whole DeepSpeed configuration: placement from the file, every number from the recipe."""
     joined = {key: value for key, value in content.items() if key not in RECIPE_OWNED}
-    stage = joined.setdefault("zero_optimization", {"stage": 0}).setdefault("stage", 0)
-    if recipe.precision == "bf16" and stage == 0:
-        raise SettingsError(
-            "precision bf16 needs ZeRO stage 1 or higher under DeepSpeed, whose stage 0 takes a wrong first step; "
-            "use ds_configs/zero1.json, or leave --deepspeed_config out"
-        )
+    joined.setdefault("zero_optimization", {"stage": 0}).setdefault("stage", 0)
     joined |= {
         "train_batch_size": recipe.batch.size,
         "train_micro_batch_size_per_gpu": recipe.batch.rows_per_rank(world_size),
         "gradient_accumulation_steps": recipe.batch.accumulation,
         "gradient_clipping": recipe.optim.clip,
-        "bf16": {"enabled": recipe.precision == "bf16"},
+        # bf16 is the encoder's own autocast over fp32 weights. DeepSpeed's would make its masters from rounded
+        # weights, feed rounded ones to the momentum encoder, and take a wrong first step at stage 0.
+        "bf16": {"enabled": False},
         # The optimiser is torch's own AdamW, the same in every engine: nothing to compile, nothing to differ.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -105,10 +115,27 @@ def _check(content: Mapping[str, Any], allowed: Mapping[str, Any], path: Path, a
     for key, value in content.items():
         if key not in allowed:
             raise SettingsError(f"{path}: unknown key {at}{key}; {did_you_mean(key, [*allowed, *_owned(at)])}")
-        if allowed[key] is not None:
-            if not isinstance(value, dict):
-                raise SettingsError(f"{path}: {at}{key} must be an object, got {value!r}")
+        if not _fits(value, allowed[key]):
+            raise SettingsError(f"{path}: {at}{key} must be {_in_words(allowed[key])}, got {json.dumps(value)}")
+        if isinstance(value, dict):
             _check(value, allowed[key], path, f"{at}{key}.")
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, set):
+        return value in wanted if isinstance(value, str) else False
+    if wanted in (int, float):  # JSON writes 5e8 for a whole number too; true is no number
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and (wanted is float or value == int(value))
+    return isinstance(value, dict if isinstance(wanted, dict) else wanted)
+
+
+def _in_words(wanted: Any) -> str:
+    if isinstance(wanted, set):
+        return f"one of {', '.join(sorted(wanted))}"
+    if isinstance(wanted, dict):
+        return "an object"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}[wanted]
 
 
 def _owned(at: str) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
-from ..errors import ArtifactError, require
+from ..errors import ArtifactError, SettingsError, require
 from ..pairs import Packed
 from .schedule import OptimSettings
 
@@ -49,12 +49,12 @@ class Engine(Protocol):
 
 
 def start_engine(
-    module: nn.Module, optim: OptimSettings, *, precision: str, accumulation: int, deepspeed: Mapping[str, Any] | None
+    module: nn.Module, optim: OptimSettings, *, accumulation: int, deepspeed: Mapping[str, Any] | None
 ) -> Engine:
     """A plain engine, or a DeepSpeed one where its (joined) configuration is given."""
     if deepspeed is None:
-        return PlainEngine(module, optim, precision, accumulation)
-    return ZeroEngine(module, optim, precision, deepspeed)
+        return PlainEngine(module, optim, accumulation)
+    return ZeroEngine(module, optim, deepspeed)
 
 
 def prepare_deepspeed() -> None:
@@ -83,11 +83,6 @@ def _optimizer(module: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:
     )
 
 
-def _autocast(module: nn.Module, precision: str) -> torch.autocast:
-    device = next(module.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-
-
 def _on_main(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None or not ranks.is_main() else tensor.detach().float().cpu().clone()
 
@@ -99,15 +94,14 @@ def _missing(name: str) -> ArtifactError:
 class PlainEngine:
     """torch alone; over several ranks the gradients are averaged in one message."""
 
-    def __init__(self, module: nn.Module, optim: OptimSettings, precision: str, accumulation: int) -> None:
+    def __init__(self, module: nn.Module, optim: OptimSettings, accumulation: int) -> None:
         self.module = module
-        self._precision, self._accumulation, self._clip = precision, accumulation, optim.clip
+        self._accumulation, self._clip = accumulation, optim.clip
         self._optimizer = _optimizer(module, optim)
 
     def embed(self, packed: Packed) -> Tensor:
         """See `Engine`."""
-        with _autocast(self.module, self._precision):
-            return self.module(packed)  # type: ignore[no-any-return]
+        return self.module(packed)  # type: ignore[no-any-return]
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """See `Engine`."""
@@ -141,21 +135,22 @@ class PlainEngine:
 class ZeroEngine:
     """DeepSpeed, ZeRO stages 0 to 3, with or without offload."""
 
-    def __init__(self, module: nn.Module, optim: OptimSettings, precision: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, module: nn.Module, optim: OptimSettings, config: Mapping[str, Any]) -> None:
         library = require("deepspeed", "train", "training with a DeepSpeed file")
         self._deepspeed, self._utils = library, require("deepspeed.utils", "train", "training with a DeepSpeed file")
-        self._precision = precision
         self._stage = config["zero_optimization"]["stage"]
         # torch's own optimiser: DeepSpeed's fused and CPU Adams are compiled on first use, for a minute and more
-        self._engine, self._optimizer, _, _ = library.initialize(
-            model=module, optimizer=_optimizer(module, optim), config=dict(config)
-        )
+        try:
+            self._engine, self._optimizer, _, _ = library.initialize(
+                model=module, optimizer=_optimizer(module, optim), config=dict(config)
+            )
+        except (ValueError, AssertionError) as error:  # how its own checks of the configuration end
+            raise SettingsError(f"DeepSpeed refuses the configuration: {error}") from error
         self.module = self._engine.module
 
     def embed(self, packed: Packed) -> Tensor:
         """See `Engine`."""
-        with _autocast(self.module, self._precision):
-            return self._engine(packed)  # type: ignore[no-any-return]
+        return self._engine(packed)  # type: ignore[no-any-return]
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """See `Engine`. DeepSpeed divides by the accumulation, and counts micro-batches by its own step()."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
@@ -19,15 +18,12 @@ from ..encoder import Encoder
 from ..errors import ArtifactError, McontrieverError, SettingsError
 from ..objectives import KeyQueue, MomentumEncoder
 from ..pairs import LabelledPairs, UnlabelledPairs
-from . import ds_config, state
+from . import ds_config, metrics, state
 from .engine import Engine, prepare_deepspeed, start_engine
-from .metrics import MetricsLog
+from .experiment import identity, require_same
 from .schedule import learning_rate
 from .settings import TrainSettings
-from .step import InBatch, Moco, Objective, samples_of_rank, train_step
-
-# What may change between two starts of one run without changing the experiment.
-_FREE = ("output", "deepspeed_config", "log_every", "saving")
+from .step import InBatch, Moco, Objective, StepResult, samples_of_rank, train_step
 
 
 def train(recipe: TrainSettings) -> Path:
@@ -39,10 +35,12 @@ def train(recipe: TrainSettings) -> Path:
     try:
         recipe.batch.rows_per_rank(ranks.world_size())
         joined = None if deepspeed is None else ds_config.join(deepspeed, recipe, ranks.world_size())
-        if ranks.from_main(_finished(model, recipe)):
+        # Rank 0 looks at the disk and tells the others: a doubt is then an error on all ranks, not a hang on some.
+        experiment = ranks.on_main(lambda: identity(recipe))
+        if ranks.on_main(lambda: _finished(recipe, output, model, experiment)):
             say(f"{model}: this run has ended already; its checkpoint is left as it is")
-            return model
-        _run(recipe, output, model, joined)
+        else:
+            _run(recipe, output, model, joined, experiment)
         return model
     finally:
         ranks.stop()
@@ -63,22 +61,25 @@ def say(line: str) -> None:
         sys.stderr.flush()
 
 
-def _run(recipe: TrainSettings, output: Path, model: Path, deepspeed: dict[str, Any] | None) -> None:
+def _run(
+    recipe: TrainSettings, output: Path, model: Path, deepspeed: dict[str, Any] | None, experiment: dict[str, Any]
+) -> None:
     device = ranks.device()
-    query_encoder = _initial_encoder(recipe).to(device)
-    pairs = _open_pairs(recipe, query_encoder)
+    shards = _open_shards(recipe.unlabelled.shards) if recipe.unlabelled.shards else None
+    query_encoder = _initial_encoder(recipe, shards).to(device)
+    pairs = _open_pairs(recipe, query_encoder, shards)
     objective = _objective(recipe, query_encoder)
     engine = start_engine(
         query_encoder.train(),
         recipe.optim,
-        precision=recipe.precision,
         accumulation=recipe.batch.accumulation,
         deepspeed=deepspeed,
     )
-    done = _resume(recipe, output, engine, objective)
+    done = _resume(output, experiment, engine, objective)
     say(_headline(recipe, query_encoder, deepspeed, device, done))
 
-    log = MetricsLog(output, recipe.log_every, resume_at=done, shown=ranks.is_main())
+    ranks.on_main(lambda: metrics.cut(output, done))
+    log = metrics.MetricsLog(output, recipe.log_every) if ranks.is_main() else None
     shares = samples_of_rank(recipe.batch.size, recipe.batch.accumulation)
     with progress.bar("Training", recipe.steps, "steps", done=done, shown=ranks.is_main()) as bar:
         for step in range(done, recipe.steps):
@@ -87,36 +88,49 @@ def _run(recipe: TrainSettings, output: Path, model: Path, deepspeed: dict[str, 
             micro_batches = [pairs.batch(step, samples, recipe.batch.size).to(device) for samples in shares]
             rate = learning_rate(recipe.optim, step, recipe.steps)
             result = train_step(engine, objective, micro_batches, rate)
-            if not math.isfinite(result.loss):
-                raise McontrieverError(
-                    f"the loss became {result.loss} at step {step + 1}; no state was saved from it. "
-                    "Lower optim.lr, raise objective.temperature, or resume from the last state with another seed"
-                )
+            _require_finite(result, step + 1)
             ended = step + 1 == recipe.steps
-            log.add(
-                step + 1,
-                result,
-                pairs=recipe.batch.size,
-                seconds=time.perf_counter() - began,
-                learning_rate=rate,
-                last=ended,
-            )
+            if log is not None:
+                seconds = time.perf_counter() - began
+                log.add(step + 1, result, pairs=recipe.batch.size, seconds=seconds, learning_rate=rate, last=ended)
             bar.advance(1, loss=f"{result.loss:.3f}", accuracy=f"{result.accuracy:.2f}")
             if (step + 1) % recipe.saving.every == 0 or ended:
-                _save(recipe, output, step + 1, engine, objective)
-    _write_checkpoint(recipe, output, model, engine, query_encoder, deepspeed)
+                _save(recipe, output, step + 1, engine, objective, experiment)
+    _write_checkpoint(recipe, output, model, engine, query_encoder, deepspeed, experiment)
 
 
-def _initial_encoder(recipe: TrainSettings) -> Encoder:
-    if recipe.init:
-        return encoder.load(recipe.init, device="cpu")
-    return Encoder.random(recipe.model, Shards.open(recipe.unlabelled.shards).tokenizer(), seed=recipe.seed)
+def _require_finite(result: StepResult, step: int) -> None:
+    for name, value in (("loss", result.loss), ("gradient's norm", result.gradient_norm)):
+        if not math.isfinite(value):
+            raise McontrieverError(
+                f"the {name} became {value} at step {step}; nothing was saved from it. Start again in another --output "
+                "with a lower optim.lr or a higher objective.temperature"
+            )
 
 
-def _open_pairs(recipe: TrainSettings, query_encoder: Encoder) -> UnlabelledPairs | LabelledPairs:
-    if recipe.labelled.file:
-        contract = query_encoder.contract
-        return LabelledPairs(
+def _open_shards(path: str) -> Shards:
+    """Rank 0 reads every byte once, to verify; the others only map the files."""
+    ranks.on_main(lambda: Shards.open(path).fingerprint)
+    return Shards.open(path, verify=False)
+
+
+def _initial_encoder(recipe: TrainSettings, shards: Shards | None) -> Encoder:
+    if recipe.init or shards is None:
+        made = encoder.load(recipe.init, device="cpu")
+    else:
+        made = Encoder.random(recipe.model, shards.tokenizer(), seed=recipe.seed)
+    made.precision = recipe.precision
+    return made
+
+
+def _open_pairs(
+    recipe: TrainSettings, query_encoder: Encoder, shards: Shards | None
+) -> UnlabelledPairs | LabelledPairs:
+    contract, room = query_encoder.contract, encoder.positions(query_encoder.config)
+    if shards is None:
+        for name in ("query_max_length", "passage_max_length"):
+            _require_room(f"labelled.{name}", getattr(recipe.labelled, name), room)
+        examples = LabelledPairs(
             recipe.labelled,
             query_encoder.tokenizer,
             recipe.seed,
@@ -125,14 +139,29 @@ def _open_pairs(recipe: TrainSettings, query_encoder: Encoder) -> UnlabelledPair
             title_joiner=contract.title_joiner,
             lowercase=contract.lowercase,
         )
-    shards = Shards.open(recipe.unlabelled.shards)
+        _require_enough(recipe, len(examples), "labelled pairs", recipe.labelled.file)
+        return examples
+    longest = math.ceil(recipe.unlabelled.crop_max * recipe.unlabelled.window) + 2
+    _require_room("the longest crop (unlabelled.crop_max x unlabelled.window + 2)", longest, room)
     ours, theirs = query_encoder.tokenizer.fingerprint, shards.tokenizer().fingerprint
     if ours != theirs:
         raise ArtifactError(
             f"{recipe.unlabelled.shards}: tokenised with another tokenizer ({theirs[:12]}) than {recipe.init} has "
             f"({ours[:12]}); prepare the shards again with --tokenizer {recipe.init}"
         )
-    return UnlabelledPairs(shards, recipe.unlabelled, recipe.seed)
+    crops = UnlabelledPairs(shards, recipe.unlabelled, recipe.seed)
+    _require_enough(recipe, sum(crops.windows), "windows of text", recipe.unlabelled.shards)
+    return crops
+
+
+def _require_room(name: str, tokens: int, room: int) -> None:
+    if tokens > room:
+        raise SettingsError(f"{name} is {tokens} tokens, the model has positions for {room}; lower it")
+
+
+def _require_enough(recipe: TrainSettings, count: int, what: str, where: str) -> None:
+    if count < recipe.batch.size:
+        raise SettingsError(f"{where}: holds {count} {what}, fewer than batch.size {recipe.batch.size}; lower it")
 
 
 def _objective(recipe: TrainSettings, query_encoder: Encoder) -> Objective:
@@ -144,7 +173,7 @@ def _objective(recipe: TrainSettings, query_encoder: Encoder) -> Objective:
             "keys would be dropped unused; make the queue at least as large"
         )
     queue = KeyQueue(recipe.objective.queue_size, query_encoder.contract.dimension, query_encoder.device)
-    return Moco(recipe.objective, MomentumEncoder(query_encoder, recipe.objective.momentum), queue, recipe.precision)
+    return Moco(recipe.objective, MomentumEncoder(query_encoder, recipe.objective.momentum), queue)
 
 
 def _seed_step(seed: int, step: int) -> None:
@@ -152,25 +181,28 @@ def _seed_step(seed: int, step: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + ranks.rank()) % 2**63)
 
 
-def _experiment(recipe: TrainSettings) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(recipe).items() if key not in _FREE}
-
-
-def _save(recipe: TrainSettings, output: Path, step: int, engine: Engine, objective: Objective) -> None:
+def _save(
+    recipe: TrainSettings,
+    output: Path,
+    step: int,
+    engine: Engine,
+    objective: Objective,
+    experiment: dict[str, Any],
+) -> None:
     tensors: dict[str, dict[str, Tensor]] = engine.state()
     if isinstance(objective, Moco) and ranks.is_main():
         tensors = {**tensors, "key_encoder": objective.encoder.state_dict(), "queue": objective.queue.state_dict()}
-    state.save(output, step, tensors, {"recipe": _experiment(recipe)}, recipe.saving.keep)
+    state.save(output, step, tensors, {"experiment": experiment}, recipe.saving.keep)
 
 
-def _resume(recipe: TrainSettings, output: Path, engine: Engine, objective: Objective) -> int:
+def _resume(output: Path, experiment: dict[str, Any], engine: Engine, objective: Objective) -> int:
     path, complaints = state.newest(output)
     for complaint in complaints:
         say(complaint)
     if path is None:
         return 0
     tensors, meta = state.load(path)
-    _same_experiment(path, meta["recipe"], json.loads(json.dumps(_experiment(recipe))))
+    require_same(path, meta["experiment"], experiment)
     step = int(meta["step"])
     engine.load_state(tensors, step)
     if isinstance(objective, Moco):
@@ -180,25 +212,15 @@ def _resume(recipe: TrainSettings, output: Path, engine: Engine, objective: Obje
     return step
 
 
-def _same_experiment(path: Path, before: dict[str, Any], now: dict[str, Any], at: str = "") -> None:
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            _same_experiment(path, old, new, f"{at}{key}.")
-        elif old != new:
-            raise SettingsError(
-                f"{path}: was trained with {at}{key} = {old!r}, the recipe now says {new!r}; "
-                "restore the recipe, or choose another output folder"
-            )
-
-
-def _finished(model: Path, recipe: TrainSettings) -> bool:
-    if not ranks.is_main() or not model.exists():
+def _finished(recipe: TrainSettings, output: Path, model: Path, experiment: dict[str, Any]) -> bool:
+    if not model.exists():
         return False
     meta = artifact.open_artifact(model, "checkpoint", verify=False).meta
-    if "training" not in meta:
-        raise ArtifactError(f"{model}: holds a checkpoint that no training run wrote; choose another output folder")
-    _same_experiment(model, meta["training"], json.loads(json.dumps(_experiment(recipe))))
+    if "experiment" not in meta:
+        raise ArtifactError(f"{model}: holds a checkpoint that no training run wrote; choose another --output")
+    require_same(model, meta["experiment"], experiment)
+    if not recipe.saving.keep_last:
+        state.discard_all(output)  # an earlier start may have been killed between the checkpoint and this
     return True
 
 
@@ -209,18 +231,20 @@ def _write_checkpoint(
     engine: Engine,
     query_encoder: Encoder,
     deepspeed: dict[str, Any] | None,
+    experiment: dict[str, Any],
 ) -> None:
     weights = engine.state()["weights"]
-    if ranks.is_main():
+
+    def write() -> None:
         extra = {"recipe.toml": settings.dump(recipe)}
         if deepspeed is not None:
             extra["deepspeed.json"] = json.dumps(deepspeed, indent=2) + "\n"
-        meta = {"training": json.loads(json.dumps(_experiment(recipe)))}
-        encoder.save(query_encoder, model, weights=weights, extra_files=extra, meta=meta)
+        encoder.save(query_encoder, model, weights=weights, extra_files=extra, meta={"experiment": experiment})
         if not recipe.saving.keep_last:
             state.discard_all(output)
+
+    ranks.on_main(write)
     say(f"checkpoint written to {model}")
-    ranks.barrier()
 
 
 def _headline(

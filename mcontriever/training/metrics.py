@@ -22,18 +22,21 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-class MetricsLog:
-    """Collects steps and appends a line every `every` of them (and at the end), on rank 0."""
+def cut(folder: Path, step: int) -> None:
+    """Keep the lines up to `step`: what was logged after the state we resume from will be logged again."""
+    kept = [line for line in read(folder / NAME) if line["step"] <= step]
+    artifact.write_text(folder / NAME, "".join(_as_line(line) for line in kept))
 
-    def __init__(self, folder: Path, every: int, *, resume_at: int, shown: bool) -> None:
+
+class MetricsLog:
+    """Collects steps and appends a line every `every` of them (and at the end). Rank 0 has one, the others none."""
+
+    def __init__(self, folder: Path, every: int) -> None:
         self.path = folder / NAME
-        self._every, self._shown = every, shown
+        self._every = every
         self._results: list[StepResult] = []
         self._seconds: list[float] = []
         self._pairs = 0
-        if shown:  # what was logged after the state we resume from will be logged again
-            kept = [line for line in read(self.path) if line["step"] <= resume_at]
-            artifact.write_text(self.path, "".join(_as_line(line) for line in kept))
 
     def add(
         self, step: int, result: StepResult, *, pairs: int, seconds: float, learning_rate: float, last: bool
@@ -44,9 +47,8 @@ class MetricsLog:
         self._pairs += pairs
         if step % self._every and not last:
             return
-        if self._shown:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(_as_line(self._summary(step, learning_rate)))
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(_as_line(self._summary(step, learning_rate)))
         self._results, self._seconds, self._pairs = [], [], 0
 
     def _summary(self, step: int, learning_rate: float) -> dict[str, Any]:
@@ -65,4 +67,4 @@ class MetricsLog:
 
 
 def _as_line(content: dict[str, Any]) -> str:
-    return json.dumps(content) + "\n"
+    return json.dumps(content, allow_nan=False) + "\n"

@@ -30,31 +30,33 @@ def save(
     output: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any], keep: int
 ) -> None:
     """Write the state after `step` steps (rank 0 writes, all ranks call), then let go of all but the newest `keep`."""
-    problem = None
-    if ranks.is_main():
+
+    def write() -> None:
         try:
             _write(path_of(output, step), tensors, {**meta, "step": step})
-            for _, old in _states(output)[keep:]:
-                shutil.rmtree(old)
-        except (OSError, McontrieverError) as error:  # told to the others, who would wait for ever
-            problem = f"the train state of step {step} could not be saved: {error}; the one before it is intact"
-    problem = ranks.from_main(problem)
-    if problem:
-        raise ArtifactError(problem)
+        except (OSError, McontrieverError) as error:
+            what = f"the train state of step {step} could not be saved: {error}; the one before it is intact"
+            raise ArtifactError(what) from error
+        for _, old in _states(output)[keep:]:
+            shutil.rmtree(old)
+
+    ranks.on_main(write)
 
 
 def newest(output: Path) -> tuple[Path | None, list[str]]:
     """The newest state that verifies, and a line about each newer one that does not. Decided by rank 0, told to all."""
-    found, complaints = None, []
-    if ranks.is_main():
+
+    def look() -> tuple[Path | None, list[str]]:
+        complaints: list[str] = []
         for _, path in _states(output):
             try:
                 artifact.open_artifact(path, KIND)
-                found = path
-                break
+                return path, complaints
             except ArtifactError as error:
                 complaints.append(f"not resuming from {path.name}: {error}")
-    return ranks.from_main((found, complaints))  # type: ignore[no-any-return]
+        return None, complaints
+
+    return ranks.on_main(look)
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -20,7 +20,7 @@ from .engine import Engine
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step tells of itself, averaged over micro-batches and ranks (the norm is the whole gradient's)."""
+    """What a step tells of itself: means over its micro-batches and ranks; `query_std` and the norm are the whole's."""
 
     loss: float
     accuracy: float
@@ -61,17 +61,13 @@ class InBatch:
 class Moco:
     """Negatives are keys of earlier steps, made by the momentum encoder."""
 
-    def __init__(self, settings: ObjectiveSettings, encoder: MomentumEncoder, queue: KeyQueue, precision: str) -> None:
+    def __init__(self, settings: ObjectiveSettings, encoder: MomentumEncoder, queue: KeyQueue) -> None:
         self._settings, self.encoder, self.queue = settings, encoder, queue
-        self._precision = precision
         self._new: list[tuple[Tensor, Tensor]] = []  # this step's keys and groups, micro-batch by micro-batch
 
     def contrast(self, engine: Engine, batch: PairBatch) -> tuple[Contrast, Tensor]:
         """The loss of one micro-batch and its query vectors. All micro-batches of a step see the same queue."""
-        with (
-            torch.no_grad(),
-            torch.autocast(batch.group.device.type, torch.bfloat16, enabled=self._precision == "bf16"),
-        ):
+        with torch.no_grad():
             key = self.encoder.module(batch.passage)  # (B, D)
         query = engine.embed(batch.query)  # (B, D)
         contrast = moco_loss(
@@ -109,18 +105,25 @@ def train_step(
     engine: Engine, objective: Objective, micro_batches: Sequence[PairBatch], learning_rate: float
 ) -> StepResult:
     """A micro-batches, one update of the weights, one of the objective's memory."""
-    contrasts, spreads = [], []
+    contrasts, queries = [], []
     for number, batch in enumerate(micro_batches, start=1):
         contrast, query = objective.contrast(engine, batch)
         engine.backward(contrast.loss, last=number == len(micro_batches))
         contrasts.append(torch.stack([contrast.loss, contrast.accuracy, contrast.positive, contrast.negative]).detach())
-        spreads.append(query.detach().float().std(dim=0).mean())
+        queries.append(query.detach().float())
     norm = engine.step(learning_rate)
     objective.after_step(engine)
 
     tokens = sum(batch.query.ids.numel() + batch.passage.ids.numel() for batch in micro_batches)
     mean = torch.stack(contrasts).mean(dim=0).tolist()
-    spread = float(torch.stack(spreads).mean())
-    *sums, tokens_everywhere = ranks.sum_over_ranks([*mean, spread, tokens], micro_batches[0].group.device)
-    loss, accuracy, positive, negative, query_std = (value / ranks.world_size() for value in sums)
-    return StepResult(loss, accuracy, positive, negative, query_std, norm, int(tokens_everywhere))
+    *sums, tokens_everywhere = ranks.sum_over_ranks([*mean, tokens], micro_batches[0].group.device)
+    loss, accuracy, positive, negative = (value / ranks.world_size() for value in sums)
+    return StepResult(loss, accuracy, positive, negative, _spread(queries), norm, int(tokens_everywhere))
+
+
+def _spread(queries: Sequence[Tensor]) -> float:
+    """Standard deviation of each dimension over all queries of the step, averaged: near 0, the encoder collapsed."""
+    rows = torch.cat(list(queries)).double()  # (A*B, D)
+    count = torch.full_like(rows[0], len(rows))
+    count, total, squares = ranks.sum_(torch.stack([count, rows.sum(dim=0), rows.square().sum(dim=0)]))
+    return float((squares / count - (total / count).square()).clamp(min=0).sqrt().mean())

@@ -14,6 +14,7 @@ from mcontriever.corpus.formats import (
     read_passages,
     read_qrels,
     read_queries,
+    unread_files,
 )
 from mcontriever.errors import DataError
 
@@ -39,6 +40,17 @@ def test_documents_of_a_folder_come_by_language_and_name(tmp_path):
         Document("en.txt:5", "en", "Three", None),
         Document("7", "sw", "Habari", None),
     ]
+
+
+def test_files_passed_over_are_known(tmp_path):
+    for name in ("en.txt", "queries.sw.jsonl", "README.md", ".hidden"):
+        (tmp_path / name).write_text("text")
+    assert unread_files(tmp_path) == unread_files(tmp_path / "en.txt") == []
+    mistaken = ["Swahili.jsonl", "fr.txt.xz", "passages.sw.jsonl", "sw.JSONL"]
+    for name in mistaken:
+        (tmp_path / name).write_text("text")
+    assert unread_files(tmp_path) == mistaken
+    assert [document.language for document in read_documents(tmp_path)] == ["en"]
 
 
 def test_another_field_may_hold_the_text(tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from mcontriever.artifact import open_artifact
 from mcontriever.corpus import NO_ARTICLE, LanguageWriter, PrepareSettings, Shards, prepare
 from mcontriever.corpus.prepare import _even_shares
-from mcontriever.errors import ArtifactError, DataError, SettingsError
+from mcontriever.errors import ArtifactError, DataError, SettingsError, UsageError
 
 ENGLISH = [
     {"_id": "coffee.en", "article": "coffee", "title": "Coffee", "text": "Coffee is a drink made from roasted seeds."},
@@ -110,8 +111,51 @@ def test_a_damaged_or_foreign_output_is_refused(corpus, tmp_path):
     with pytest.raises(ArtifactError, match=r"tokens\.en\.npy.*, or give --overwrite"):
         prepare(settings(corpus, out))
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ArtifactError, match="mine: not token shards"):
-        prepare(settings(corpus, tmp_path / "mine"))
+    for overwrite in (False, True):
+        with pytest.raises(ArtifactError, match="mine holds something else than token shards; choose another place"):
+            prepare(settings(corpus, tmp_path / "mine", overwrite=overwrite))
+
+
+@pytest.mark.parametrize("below", ["", "corpus.en.jsonl", "shards", ".."])
+def test_the_corpus_is_never_the_output(corpus, below):
+    before = {path: path.read_bytes() for path in corpus.iterdir()}
+    with pytest.raises(UsageError, match=f"the output {corpus / below} (is|lies in|holds) the input {corpus}"):
+        prepare(settings(corpus, corpus / below, overwrite=True))
+    assert {path: path.read_bytes() for path in corpus.iterdir()} == before
+
+
+def test_the_tokenizer_given_is_never_the_output(corpus, tmp_path):
+    first = prepare(settings(corpus, tmp_path / "first"))
+    with pytest.raises(UsageError, match=r"first holds the input .*tokenizer"):
+        prepare(settings(corpus, first, tokenizer=str(first / "tokenizer"), overwrite=True))
+    assert Shards.open(first).languages == ["en", "sw"]
+
+
+def test_files_passed_over_are_named_once(corpus, tmp_path, capsys):
+    (corpus / "Swahili.jsonl").write_text("")
+    (corpus / "sw.JSONL").write_text("")
+    prepare(settings(corpus, tmp_path / "shards"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(": Swahili.jsonl, sw.JSONL")
+
+
+def test_opening_unverified_reads_no_file_through(corpus, tmp_path, monkeypatch):
+    out = prepare(settings(corpus, tmp_path / "shards"))
+    for function in ("mcontriever.artifact.sha256", "mcontriever.corpus.shards.Tokenizer.load"):
+        monkeypatch.setattr(function, lambda *_: pytest.fail("read a file through"))
+    shards = Shards.open(out, verify=False)
+    assert (shards.languages, len(shards.fingerprint)) == (["en", "sw"], 64)
+
+
+def test_the_fingerprint_names_the_content_not_where_it_lay(corpus, tmp_path):
+    first = Shards.open(prepare(settings(corpus, tmp_path / "first")))
+    (corpus / "corpus.en.jsonl").rename(corpus / "en.jsonl")
+    second = Shards.open(prepare(settings(corpus, tmp_path / "second")))
+    moved = Shards.open(shutil.move(second.path, tmp_path / "moved"))
+    write(corpus, sw=SWAHILI[::-1])
+    other = Shards.open(prepare(settings(corpus, tmp_path / "other")))
+    assert first.fingerprint == second.fingerprint == moved.fingerprint != other.fingerprint
 
 
 def test_a_given_tokenizer_is_used(corpus, tmp_path):
@@ -171,7 +215,7 @@ def test_a_hugging_face_dataset_gives_the_same_shards_as_its_files(tmp_path, cap
     hub("shards")
     assert "kept" in capsys.readouterr().err
     with pytest.raises(ArtifactError, match="made from another input"):
-        hub("shards", split="test", tokenizer=str(shards.path / "tokenizer"))
+        hub("shards", split="test", tokenizer=str(expected.path / "tokenizer"))
     with pytest.raises(DataError, match=r"dataset: cannot be read as a Hugging Face dataset, split 'dev'"):
         hub("other", split="dev")
     with pytest.raises(DataError, match=r"\[train\]:1: expected text under 'body'"):

@@ -145,6 +145,15 @@ def test_bad_tokenizers_are_errors_of_one_line(tmp_path, saved):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("damaged", [b"{", b"[]", b"\xff", b""])
+def test_a_damaged_configuration_is_an_error_of_one_line(tmp_path, damaged):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncoffee\n")
+    (tmp_path / "tokenizer_config.json").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: damaged") as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_vocabulary_the_text_cannot_fill_says_what_would_do():
     with pytest.raises(DataError, match=r"vocab_size 5000 on this text: .* at most \d+$") as caught:
         Tokenizer.train(TEXTS, 5000)

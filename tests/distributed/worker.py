@@ -1,8 +1,8 @@
 """What one rank runs in the distributed tests: a few steps of every engine on the same tiny experiment.
 
-Started by torchrun (or alone) with: OUT CASE[,CASE…]. A case is ENGINE:OBJECTIVE[:PRECISION[:ACCUMULATION]], ENGINE
-being `plain` or the name of a file in ds_configs. Rank 0 writes losses, gradient norms and final weights to
-OUT/<case>.
+Started by torchrun (or alone) with: OUT CASE[,CASE…]. A case is [ENGINE>]ENGINE:OBJECTIVE[:PRECISION[:ACCUMULATION]],
+ENGINE being `plain` or the name of a file in ds_configs. Half-way the state is saved and read back. Rank 0 writes
+losses, gradient norms and final weights to OUT/<case>.
 """
 
 import dataclasses
@@ -19,9 +19,8 @@ from mcontriever.corpus import Tokenizer
 from mcontriever.encoder import Encoder, ModelSettings
 from mcontriever.objectives import KeyQueue, MomentumEncoder, ObjectiveSettings
 from mcontriever.pairs import LabelledSettings, Packed, PairBatch, UnlabelledSettings
-from mcontriever.training import BatchSettings, TrainSettings, ds_config
+from mcontriever.training import BatchSettings, TrainSettings, ds_config, loop
 from mcontriever.training.engine import prepare_deepspeed, start_engine
-from mcontriever.training.loop import start_ranks
 from mcontriever.training.schedule import OptimSettings
 from mcontriever.training.step import InBatch, Moco, samples_of_rank, train_step
 
@@ -67,14 +66,15 @@ def build(case: str, tokenizer: Tokenizer):
     settings = recipe(precision, int(accumulation), config)
     shape = ModelSettings(layers=2, hidden=32, heads=2, intermediate=64, max_positions=40, dropout=0.0)
     encoder = Encoder.random(shape, tokenizer, seed=1)
+    encoder.precision = precision
     objective_settings = ObjectiveSettings(kind=objective_name, queue_size=QUEUE, momentum=0.9, temperature=0.5)
     if objective_name == "moco":
         queue = KeyQueue(QUEUE, encoder.contract.dimension)
-        objective = Moco(objective_settings, MomentumEncoder(encoder, 0.9), queue, precision)
+        objective = Moco(objective_settings, MomentumEncoder(encoder, 0.9), queue)
     else:
         objective = InBatch(objective_settings)
     joined = ds_config.join(ds_config.read(config), settings, ranks.world_size()) if config else None
-    engine = start_engine(encoder.train(), OPTIM, precision=precision, accumulation=int(accumulation), deepspeed=joined)
+    engine = start_engine(encoder.train(), OPTIM, accumulation=int(accumulation), deepspeed=joined)
     return engine, objective, settings
 
 
@@ -87,33 +87,48 @@ def run(engine, objective, settings, pairs, first, last):
     return results
 
 
+def write(folder, name, engine):
+    weights = engine.state()["weights"]
+    if ranks.is_main():
+        save_file(weights, folder / f"{name}.safetensors")
+
+
+def go_on(folder, case, tokenizer, pairs):
+    """A fresh engine takes the state that lies in the folder and walks the second half."""
+    engine, objective, settings = build(case, tokenizer)
+    assert loop._resume(folder, {}, engine, objective) == STEPS // 2
+    return engine, run(engine, objective, settings, pairs, STEPS // 2, STEPS)
+
+
 def main() -> None:
     out, cases = pathlib.Path(sys.argv[1]), sys.argv[2].split(",")
     prepare_deepspeed()
-    start_ranks(with_deepspeed=True)
+    loop.start_ranks(with_deepspeed=True)
     torch.set_num_threads(1)
     tokenizer = Tokenizer.load(out / "tokenizer")
     pairs = Pairs(tokenizer.vocab_size)
     for case in cases:
-        engine, objective, settings = build(case, tokenizer)
-        results = run(engine, objective, settings, pairs, 0, STEPS // 2)
-        # Half-way the whole state moves into fresh objects: what follows must not notice.
-        state = ranks.from_main(engine.state())
-        fresh, fresh_objective, _ = build(case, tokenizer)
-        fresh.load_state(state, STEPS // 2)
-        if isinstance(objective, Moco):
-            fresh_objective.encoder.load_state_dict(objective.encoder.state_dict())
-            fresh_objective.queue.load_state_dict(objective.queue.state_dict())
-        uninterrupted = run(engine, objective, settings, pairs, STEPS // 2, STEPS)
-        resumed = run(fresh, fresh_objective, settings, pairs, STEPS // 2, STEPS)
-        weights, again = engine.state()["weights"], fresh.state()["weights"]
+        # `zero3>plain:moco`: the second half is walked by another engine
+        first, _, second = case.rpartition(">")
+        first = f"{first}:{second.split(':', 1)[1]}" if first else second
+        folder = out / case.replace(":", "-")
         if ranks.is_main():
-            folder = out / case.replace(":", "-")
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "from").exists():  # states of other ranks, brought here by the test
+            engine, _ = go_on(folder / "from", second, tokenizer, pairs)
+            write(folder, "resumed", engine)
+            continue
+        engine, objective, settings = build(first, tokenizer)
+        results = run(engine, objective, settings, pairs, 0, STEPS // 2)
+        # Half-way the whole state goes through its files into fresh objects: what follows must not notice.
+        loop._save(settings, folder, STEPS // 2, engine, objective, {})
+        resumed_engine, resumed = go_on(folder, second, tokenizer, pairs)
+        write(folder, "resumed", resumed_engine)
+        uninterrupted = run(engine, objective, settings, pairs, STEPS // 2, STEPS)
+        write(folder, "weights", engine)
+        if ranks.is_main():
             content = {"results": results + uninterrupted, "resumed": results + resumed}
             (folder / "results.json").write_text(json.dumps(content))
-            save_file(weights, folder / "weights.safetensors")
-            save_file(again, folder / "resumed.safetensors")
             if isinstance(objective, Moco):
                 keys = {name: value.clone() for name, value in objective.encoder.state_dict().items()}
                 save_file(keys | {"queue": objective.queue.keys.clone()}, folder / "memory.safetensors")

@@ -111,10 +111,11 @@ def test_dropout_acts_in_training_and_only_there(encoder: Encoder, packed: Packe
 
 def test_autocast_and_bf16_weights_give_fp32_vectors(encoder: Encoder, packed: Packed) -> None:
     exact = encoder(packed)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = encoder(packed)
+    twin = copy.deepcopy(encoder)
+    twin.precision = "bf16"
+    mixed = twin(packed)
     mixed.sum().backward()
-    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    assert all(parameter.grad is not None for parameter in twin.parameters())
     half = copy.deepcopy(encoder).bfloat16()(packed)
     for vectors in (mixed, half):
         assert vectors.dtype == torch.float32
@@ -210,6 +211,7 @@ def test_bf16_on_request(encoder: Encoder, texts: list[str]) -> None:
         (["fine", "fine", None], r"query 2 is None; expected a text"),
         ([7], r"query 0 is 7"),
         ("one text", r"write \[text\]"),
+        (["fine", "a \ud83d b"], r"query 1 holds half of a surrogate pair, '\\ud83d' at character 2; mend the text"),
     ],
 )
 def test_what_is_no_query_is_named(encoder: Encoder, texts: list[str], message: str) -> None:
@@ -225,6 +227,8 @@ def test_what_is_no_query_is_named(encoder: Encoder, texts: list[str], message: 
         ([(None, "text")], r"passage 0's title is None"),
         ([("a", "b", "c")], r"passage 0 is .*expected a text or a \(title, text\) pair"),
         ([{"text": "a"}], r"passage 0 is"),
+        (["\udc00"], r"passage 0 holds half of a surrogate pair"),
+        ([("t\ud800", "text")], r"passage 0's title holds half of a surrogate pair"),
     ],
 )
 def test_what_is_no_passage_is_named(encoder: Encoder, passages: list[tuple[str, str]], message: str) -> None:
@@ -233,7 +237,7 @@ def test_what_is_no_passage_is_named(encoder: Encoder, passages: list[tuple[str,
 
 
 def test_settings_out_of_range() -> None:
-    with pytest.raises(SettingsError, match=r"heads must divide hidden \(256\) evenly, got 3"):
+    with pytest.raises(SettingsError, match=r"model\.heads must divide model\.hidden \(256\) evenly, got 3"):
         ModelSettings(heads=3)
     with pytest.raises(SettingsError, match=r"dropout must lie in \[0, 1\)"):
         ModelSettings(dropout=1.0)

@@ -119,6 +119,10 @@ def test_what_is_wrong_is_said_before_any_work(folder, place, tmp_path):
         (["--data", data, "--checkpoint", f"a={model},a={model}"], UsageError, "two rows"),
         (["--data", data, "--pairs", "fi-en"], UsageError, "no queries.fi"),
         (["--data", data, "--k", "0"], UsageError, "must look like"),
+        (["--data", data, "--pairs", "en-en,sw-en,en-en"], UsageError, "pair 'en-en' is given twice"),
+        (["--data", data, "--k", "2,5"], UsageError, "^Recall@5 cannot be measured: there are 4 passages in ar;"),
+        (["--data", data], UsageError, "^MRR@10 cannot be measured: there are 4 passages in ar; .*--k 1"),
+        (["--data", data, "--k", "2", "--device", "banana"], UsageError, "device 'banana'.*there are: cpu"),
         (
             ["--data", data, "--checkpoint", f"a={model},b={tmp_path}/nowhere"],
             CheckpointError,
@@ -135,6 +139,21 @@ def test_what_is_wrong_is_said_before_any_work(folder, place, tmp_path):
         with pytest.raises(error, match=said):
             folder.main([*words, "--out", str(tmp_path / "out")])
         assert not (tmp_path / "out").exists()
+
+
+def test_a_default_cut_beyond_the_corpus_is_left_out_and_named(folder, place, tmp_path, capsys):
+    data = shutil.copytree(place / "data", tmp_path / "data")
+    lines = [json.dumps({"_id": f"more{n}", "title": "", "text": "padding"}) + "\n" for n in range(60)]
+    with (data / "corpus.en.jsonl").open("a") as file:
+        file.writelines(lines)
+    words = ["--data", str(data), "--pairs", "en-en,sw-en", "--checkpoint", f"mine={place / 'model'}"]
+    found = folder.main([*words, "--out", str(tmp_path / "out")])
+    assert {value["measure"] for value in found["values"]} == {"MRR@10", "Recall@10"}
+    assert "left out: Recall@100, for there are 64 passages in en; --k gives other cuts\n" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="Recall@100 cannot be measured"):
+        folder.main([*words, "--k", "10,100", "--out", str(tmp_path / "out")])
+    whole = folder.main([*words, "--k", "64", "--out", str(tmp_path / "out")])
+    assert values(whole, "Recall@64")["mine", "sw-en"] == 1.0
 
 
 def test_runs_as_a_script_from_anywhere(place, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcontriever import progress
 from mcontriever.artifact import open_artifact, sha256, writing
 from mcontriever.corpus.formats import Passage
 from mcontriever.errors import ArtifactError, UsageError
@@ -123,6 +124,41 @@ def test_same_inputs_are_kept_and_others_refused(built, tmp_path, array, capsys)
     assert sha256(built / "manifest.json") != before
 
 
+@pytest.mark.parametrize("out", ["vectors", "vectors/index", "."])
+def test_the_vectors_are_never_the_output(tmp_path, array, out):
+    write_vectors(tmp_path / "vectors", array)
+    with pytest.raises(UsageError, match=r"the output .* the input .*vectors"):
+        build_index(IndexSettings(vectors=str(tmp_path / "vectors"), out=str(tmp_path / out), overwrite=True))
+    assert len(Vectors.open(tmp_path / "vectors")) == N
+
+
+def test_what_is_no_index_is_never_replaced(tmp_path, array):
+    write_vectors(tmp_path / "vectors", array)
+    write_vectors(tmp_path / "precious", array[:3])
+    (tmp_path / "notes.txt").write_text("mine")
+    for out in ("precious", "notes.txt"):
+        with pytest.raises(ArtifactError, match=f"{out} holds something else than an index"):
+            build_index(IndexSettings(vectors=str(tmp_path / "vectors"), out=str(tmp_path / out), overwrite=True))
+    assert len(Vectors.open(tmp_path / "precious")) == 3
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_every_long_step_has_a_bar(tmp_path, array, monkeypatch):
+    counted = {}
+
+    class Spy(progress.Bar):
+        def close(self):
+            counted[self.label] = (self.done, self.total, self.unit)
+
+    write_vectors(tmp_path / "vectors", array)
+    monkeypatch.setattr(progress, "Bar", Spy)
+    build_index(IndexSettings(vectors=str(tmp_path / "vectors"), out=str(tmp_path / "index")))
+    assert counted["Indexing"] == (N, N, "vectors")
+    assert counted["BM25 terms"] == (N, N, "passages")
+    terms = len(json.loads((tmp_path / "index" / "bm25" / "vocab.index.json").read_text()))
+    assert counted["BM25 scores"] == (terms, terms, "terms")
+
+
 def test_same_vectors_give_the_same_bytes(built, tmp_path):
     again = build_index(IndexSettings(vectors=str(tmp_path / "vectors"), out=str(tmp_path / "again")))
     assert (again / "manifest.json").read_bytes() == (built / "manifest.json").read_bytes()
@@ -194,12 +230,11 @@ def test_vectors_of_the_wrong_shape_are_refused(tmp_path, array):
 def test_passages_by_row_never_from_the_end(tmp_path, array):
     passages = write_vectors(tmp_path / "vectors", array)
     vectors = Vectors.open(tmp_path / "vectors")
-    assert [vectors.passage(row) for row in (0, 5, N - 1)] == [passages[0], passages[5], passages[N - 1]]
+    assert [vectors.passages[row] for row in (0, 5, N - 1)] == [passages[0], passages[5], passages[N - 1]]
     assert list(vectors.passages) == passages
-    assert vectors.ids[2] == "p2"
     for row in (-1, N):
         with pytest.raises(IndexError):
-            vectors.passage(row)
+            vectors.passages[row]
 
 
 def test_header_length_is_faiss_s(tmp_path):

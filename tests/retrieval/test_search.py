@@ -130,6 +130,24 @@ def test_an_empty_query_is_a_usage_error(road, query):
         search_command(SearchSettings(index=str(road / "index"), query=query))
 
 
+@pytest.mark.parametrize(
+    ("query", "said"), [("h\udcffello", "not UTF-8"), ("\ud83d", "not UTF-8"), (None, "must be text, got NoneType")]
+)
+def test_a_query_that_is_no_text_is_a_usage_error(road, query, said):
+    searcher = Searcher.open(road / "index")
+    for search in (searcher.search, searcher.search_lexical):
+        with pytest.raises(UsageError, match=f"^the query .*{said}"):
+            search(query, 1)
+    with pytest.raises(UsageError, match=f"^query 1 .*{said}"):
+        searcher.search_many(["coffee", query], 1)
+
+
+@pytest.mark.parametrize("by", ["dense", "bm25"])
+def test_a_query_that_is_no_text_is_refused_before_anything_is_opened(by):
+    with pytest.raises(UsageError, match="not UTF-8"):
+        search_command(SearchSettings(index="nowhere", query="h\udcffello", by=by))
+
+
 @pytest.mark.parametrize(("k", "said"), [(6, "only 5 passages"), (0, "at least 1")])
 def test_k_that_cannot_be_answered(road, k, said):
     with pytest.raises(UsageError, match=said):
@@ -214,6 +232,20 @@ def test_a_vector_that_is_not_finite_is_named(road, tmp_path, monkeypatch):
     with pytest.raises(ArtifactError, match=PASSAGES[3].id):
         embed(settings_for(road, out=tmp_path / "vectors"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["model", "corpus", "corpus/vectors", "."])
+def test_checkpoint_and_corpus_are_never_the_output(road, out):
+    before = {path: path.read_bytes() for path in sorted(road.rglob("*")) if path.is_file()}
+    with pytest.raises(UsageError, match=r"the output .* (is|holds|lies in) the input"):
+        embed(settings_for(road, out=road / out, overwrite=True))
+    assert {path: path.read_bytes() for path in sorted(road.rglob("*")) if path.is_file()} == before
+
+
+def test_an_index_is_never_replaced_by_vectors(road):
+    with pytest.raises(ArtifactError, match="index holds something else than vectors"):
+        embed(settings_for(road, out=road / "index", overwrite=True))
+    assert open_artifact(road / "index", "index").meta["count"] == len(PASSAGES)
 
 
 def test_missing_corpus(road, tmp_path):

@@ -69,11 +69,13 @@ def main(argv: list[str]) -> dict[str, Any]:
     resolve_device(settings.device)
     data = EvaluationSet.open(settings.data)
     pairs = parse_pairs(settings.pairs) or data.pairs(settings.split)
+    if not pairs:
+        raise UsageError(f"{settings.data}: no language of split {settings.split} has queries; name the tasks, --pairs")
     # tasks over the same passages together, so that these are embedded once
     tasks = sorted((data.task(*pair, settings.split) for pair in pairs), key=lambda task: task.passage_language)
+    systems = _systems(settings)
     measures = _measurable(asked, tasks, given=bool(settings.k))
     depth = max(measure.k for measure in measures)
-    systems = _systems(settings)
     results = Results({"data": settings.data, "split": settings.split, "seed": settings.seed})
     for system, make_ranker in systems:
         ranker = make_ranker()

@@ -1,7 +1,7 @@
 """Every engine computes one experiment: two ranks are one, each ZeRO stage is plain torch, resumed is uninterrupted.
 
 One launch of two real processes runs all cases; the reference is one process and the plain engine. Tolerances: fp32
-losses 1e-5, weights 1e-4 relative (measured 1e-6 and 4e-6); bf16 see BF16_LOSS and BF16_WEIGHTS.
+losses 1e-5, weights 1e-4 relative (measured 1e-6 and 4e-6).
 """
 
 import json
@@ -28,7 +28,6 @@ TWO_RANKS = [
     *(f"{engine}:moco:bf16" for engine in ["plain", "zero0", "zero1", "zero2", "zero3"]),
 ]
 CROSSED = ["plain>zero1:moco", "zero1>zero3:moco", "zero3>plain:moco", "zero2_offload>zero2:moco"]
-BF16_LOSS, BF16_WEIGHTS = 0.1, 1e-2
 ONE_RANK = ["plain:moco", "plain:in_batch", "plain:moco:bf16"]
 
 
@@ -85,16 +84,17 @@ def test_two_ranks_and_every_stage_equal_one_plain_process(one_rank, two_ranks, 
 
 @pytest.mark.parametrize("case", [case for case in TWO_RANKS if "bf16" in case])
 def test_bf16_is_the_same_experiment_in_every_engine(one_rank, two_ranks, case):
-    """Same masters, same rounding of the same layers; only sums over a batch come in another order."""
-    expected, got = results(one_rank, "plain:moco:bf16")["results"], results(two_ranks, case)["results"]
-    assert [have["loss"] for have in got] == pytest.approx([want["loss"] for want in expected], abs=BF16_LOSS)
-    plain = tensors(one_rank, "plain:moco", "weights")
+    """The same masters, the same layers rounded. One rank lays its batch out otherwise: its sums round otherwise."""
+    bf16, loss, apart = "plain:moco:bf16", 1e-4, 1e-5  # measured 0 and 2e-6
+    reference = two_ranks
+    if case == bf16:
+        reference, loss, apart = one_rank, 2e-3, 5e-4  # measured 3e-4 and 1e-4
+    expected, got = results(reference, bf16)["results"], results(two_ranks, case)["results"]
+    assert [have["loss"] for have in got] == pytest.approx([want["loss"] for want in expected], abs=loss)
     for part in ("weights", "memory"):
-        want, have = tensors(one_rank, "plain:moco:bf16", part), tensors(two_ranks, case, part)
-        apart = distance(have, want)
-        assert apart < BF16_WEIGHTS, f"{part}: {apart}"
-        if part == "weights":
-            assert distance(want, plain) > 0, "bf16 must have been at work"
+        assert distance(tensors(two_ranks, case, part), tensors(reference, bf16, part)) < apart
+    to_fp32 = distance(tensors(two_ranks, case, "weights"), tensors(two_ranks, "plain:moco", "weights"))
+    assert to_fp32 > 5e-5, "bf16 must have been at work"
 
 
 @pytest.mark.parametrize("case", TWO_RANKS)

@@ -91,3 +91,9 @@ def test_no_folder_and_a_file_twice(folder):
     put(folder / "corpus.en.jsonl.gz", "{}\n")
     with pytest.raises(DataError, match="keep one of them"):
         EvaluationSet.open(folder)
+
+
+def test_a_pair_given_twice_is_refused():
+    assert parse_pairs(["ar-en", "en-ar", "en-en"]) == [("ar", "en"), ("en", "ar"), ("en", "en")]
+    with pytest.raises(UsageError, match="pair 'ar-en' is given twice"):
+        parse_pairs(["ar-en", "en-en", "ar-en"])

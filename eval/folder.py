@@ -51,7 +51,7 @@ class FolderSettings:
     split: str = "test"
     """which qrels"""
     k: tuple[str, ...] = ()
-    """cuts of Recall; MRR is cut at the first of them; by default 10,100, of these only what the passages suffice for"""
+    """cuts of Recall; MRR is cut at the first of them; by default 10,100, so far as the passages suffice"""
     seed: int = 0
     """of the random encoder"""
     device: str = ""

@@ -56,22 +56,18 @@ with open("pyproject.toml", "rb") as file:
     needs = [Requirement(line) for line in tomllib.load(file)["project"]["dependencies"]]
 print(have)
 sys.exit(not all(need.specifier.contains(have, prereleases=True) for need in needs if need.name == "torch"))'
-# Prints the CUDA packages that the torch of a pip report needs on this platform.
-cuda='
-import json, re, sys
-from pip._vendor.packaging.requirements import Requirement
-for wheel in json.load(sys.stdin)["install"]:
-    for need in map(Requirement, wheel["metadata"].get("requires_dist") or []):
-        if re.match("(nvidia|cuda)-", need.name.lower()) and (not need.marker or need.marker.evaluate({"extra": ""})):
-            print(need.name)'
 chosen=
 if have=$("$venv/bin/python" -c "$fits"); then
     echo "install: torch $have is already there and is kept"
 else
-    if [[ $(uname -s) = Linux && ! ${TORCH_INDEX:-} && ! ${TORCH_ANY:-} ]] && ! compgen -G "${NVIDIA_DEVICES:-/dev/nvidia*}" >/dev/null; then
-        report=$(pip install --quiet --dry-run --ignore-installed --no-deps --report - "$TORCH") || fail "pip finds no $TORCH: give TORCH_INDEX, the address of PyTorch's wheels"
-        brings=$("$venv/bin/python" -c "$cuda" <<<"$report")
-        [[ ! $brings ]] || fail "no NVIDIA device here, but pip would take a CUDA build of $TORCH (several GB): give TORCH_INDEX=ADDRESS, the CPU address that the install selector of PyTorch's site shows, or TORCH_ANY=1 to take it all the same"
+    if [[ $(uname -s) = Linux && ! ${TORCH_INDEX:-} && ! ${TORCH_ANY:-} ]] && ! compgen -G "/dev/nvidia*" >/dev/null; then
+        build=0
+        "$venv/bin/python" scripts/torch_build.py "$TORCH" || build=$?
+        case $build in
+        0) ;;
+        3) fail "no NVIDIA device here, but pip would take a CUDA build of $TORCH (several GB): give TORCH_INDEX=ADDRESS, the CPU address that the install selector of PyTorch's site shows, or TORCH_ANY=1 to take it all the same" ;;
+        *) fail "pip finds no $TORCH (above is what it said): see to its index, or give TORCH_INDEX=ADDRESS of PyTorch's wheels" ;;
+        esac
     fi
     echo "install: $TORCH${TORCH_INDEX:+ from $TORCH_INDEX}"
     pip install $quiet --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ from quickstart_steps import (  # type: ignore[import-not-found]  # scripts/ is 
 
 from mcontriever import settings
 from mcontriever.corpus.formats import Query, read_passages, read_qrels, read_queries
-from mcontriever.errors import run_command
-from mcontriever.evaluation import Results, read_run
+from mcontriever.errors import McontrieverError, UsageError, run_command
+from mcontriever.evaluation import Results, parse_pairs, read_run
 from mcontriever.evaluation.measures import trec_order
 from mcontriever.evaluation.report import Answer, StepReport, Training, write_report
+from mcontriever.languages import language
 from mcontriever.progress import duration
 from mcontriever.retrieval import Hit
 from mcontriever.retrieval.terminal import show
@@ -44,7 +46,11 @@ from mcontriever.retrieval.terminal import show
 SAMPLE = "mcontriever/sample"
 # What is asked at the end, of English passages. Chosen before any model was trained.
 QUESTIONS = (("ar", "kilimanjaro-q1"), ("sw", "marie-curie-q1"))
-PRETRAINED, TUNED = "pretrained", "fine-tuned"
+RANDOM, LEXICAL, PRETRAINED, TUNED = "random encoder", "BM25", "pretrained", "fine-tuned"
+MEASURE = "MRR@10"
+LITTLE = 0.02  # of the measure: a smaller change of its mean is told as none
+# What the whole road must show, beside beating the random encoder in every task.
+CROSSINGS = (("ar", "en"), ("sw", "en"))
 # Two ranks, to be the real thing; on a machine with one GPU there is room for one.
 RANKS = 1 if len(list(Path("/dev").glob("nvidia[0-9]*"))) == 1 else 2
 CORES = len(os.sched_getaffinity(0))
@@ -73,14 +79,20 @@ class QuickstartSettings:
     """folder of all that is written, as seen from the repository"""
     steps: int = 0
     """train for so few steps only, to try the road out; 0 leaves it to the recipes"""
+    pairs: tuple[str, ...] = ()
+    """pairs of languages that are evaluated, to try the road out; ar-en and sw-en among them; by default all"""
     fresh: bool = False
     """begin anew: first remove what an earlier quickstart left in OUT"""
 
     def __post_init__(self) -> None:
         settings.in_range("steps", self.steps, 0, 1e9)
+        if self.pairs and not set(CROSSINGS) <= set(parse_pairs(self.pairs)):
+            raise UsageError(
+                f"--pairs: {' and '.join(map('-'.join, CROSSINGS))} must be among them, for what is searched"
+            )
 
 
-def road(out: str, few: int) -> list[Step]:
+def road(out: str, few: int, pairs: Sequence[str] = ()) -> list[Step]:
     """The steps in order; paths as seen from the repository."""
     shards, pretrained, tuned = f"{out}/shards", f"{out}/pretrain/model", f"{out}/finetune/model"
     vectors, index, evaluation = f"{out}/vectors", f"{out}/index", f"{out}/evaluation"
@@ -99,8 +111,9 @@ def road(out: str, few: int) -> list[Step]:
         return Step(f"search-{code}", command, (index,), f"{out}/logs/search-{code}.log")
 
     prepare = ("mcontriever", "prepare", SAMPLE, shards, "--vocab_size", "6000")
+    few_pairs = ("--pairs", ",".join(pairs)) if pairs else ()
     rows = ("--random", pretrained, "--checkpoint", f"{PRETRAINED}={pretrained},{TUNED}={tuned}")
-    evaluate = ("python", "eval/folder.py", "--data", SAMPLE, *rows, "--out", evaluation)
+    evaluate = ("python", "eval/folder.py", "--data", SAMPLE, *rows, "--out", evaluation, *few_pairs)
     results = f"{evaluation}/results.json"
     embed = ("mcontriever", "embed", tuned, english, vectors)
     return [
@@ -124,7 +137,7 @@ def main(argv: list[str]) -> None:
         if given.fresh:
             _remove(out)
         say("Every line that begins with $ is a command to type, in this folder, after: source .venv/bin/activate")
-        walk, steps, answers = Walk(out), road(str(shown(out)), given.steps), dict[str, Answer]()
+        walk, steps, answers = Walk(out), road(str(shown(out)), given.steps, given.pairs), dict[str, Answer]()
         for step in steps:
             ran = walk.do(step)
             if step.name == "evaluate":
@@ -137,10 +150,11 @@ def main(argv: list[str]) -> None:
                     say(show(answer.query.text, answer.hits, width=width()).rstrip())
                 say(f"\n  In English: {answer.in_english}\n  {answer.verdict}")
         done = [walk.record[step.name] for step in steps]
-        _write_page(out, found, list(answers.values()), steps, done)
+        holds, verdict = judge(found)
+        _write_page(out, found, verdict, list(answers.values()), steps, done)
     seconds, memory = sum(entry["seconds"] for entry in done), max(entry["memory"] for entry in done)
     disk = sum(file.lstat().st_blocks for file in out.rglob("*")) * 512
-    say(f"\n{NOTES[0]}\n\nReport: {shown(out / 'report.html')}")
+    say(f"\n{verdict}\n\n{NOTES[0]}\n\nReport: {shown(out / 'report.html')}")
     say(
         f"The steps took {duration(seconds)} in all, this start {duration(time.monotonic() - began)}. Most memory held "
         f"at once: {memory / 2**30:.2f} GiB (sum over one step's processes, shared pages shared out, looked at twice a "
@@ -149,6 +163,40 @@ def main(argv: list[str]) -> None:
     say("\nNext:")
     for purpose, command in _next_commands(str(shown(out))).items():
         say(f"  {purpose}\n    $ {command}")
+    if not holds and not given.steps:
+        raise McontrieverError(
+            f"the quickstart did not show what it is to show; {shown(out / 'report.html')} says where"
+        )
+
+
+def judge(found: Results) -> tuple[bool, str]:
+    """Whether the run shows what a quickstart is to show, and that in plain words, with what fine-tuning added."""
+    frame = found.frame(MEASURE)
+    tasks = [task for task in frame.columns if not task.startswith("mean ")]
+    tuned, before, blind, words = (frame.loc[name, tasks] for name in (TUNED, PRETRAINED, RANDOM, LEXICAL))
+    names = {task: _in_words(*task.split("-", 1)) for task in tasks}
+    faults = [f"{names[task]} does not beat the random encoder" for task in tasks if not tuned[task] > blind[task]]
+    crossings = ["-".join(pair) for pair in CROSSINGS]
+    faults += [f"{names[task]} does not beat BM25" for task in crossings if not tuned[task] > words[task]]
+    against = " and ".join(
+        f"{names[task]} ({tuned[task]:.2f} against {words[task]:.2f} and {blind[task]:.2f})" for task in crossings
+    )
+    told = (
+        f"Checked, and it holds: by {MEASURE} the fine-tuned encoder beats the random one in all {len(tasks)} tasks, "
+        f"and both BM25 and the random one in {against}."
+        if not faults
+        else f"Checked, and it DOES NOT HOLD: by {MEASURE}, {'; '.join(faults)}."
+    )
+    after, prior = (sum(row.tolist()) / len(tasks) for row in (tuned, before))
+    gain = after - prior
+    added = "took something away" if gain <= -LITTLE else "added something" if gain >= LITTLE else "added about nothing"
+    return not faults, (
+        f"{told} Fine-tuning {added}: over all tasks the mean is {prior:.3f} pretrained, {after:.3f} fine-tuned."
+    )
+
+
+def _in_words(asked: str, over: str) -> str:
+    return language(asked).name if asked == over else f"{language(asked).name}→{language(over).name}"
 
 
 def _question(code: str, number: str) -> Query:
@@ -168,20 +216,19 @@ def _answer(out: Path, code: str, number: str) -> Answer:
 
 
 def _write_page(
-    out: Path, found: Results, answers: list[Answer], steps: list[Step], done: list[dict[str, Any]]
+    out: Path, found: Results, verdict: str, answers: list[Answer], steps: list[Step], done: list[dict[str, Any]]
 ) -> None:
     trainings = []
     for name, heading in (("pretrain", "Pretraining"), ("finetune", "Fine-tuning")):
         lines = (out / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         trainings.append(Training(heading, [json.loads(line) for line in lines]))
-    frame = found.frame("MRR@10")
-    across = ", ".join(f"{name} {value:.2f}" for name, value in frame["mean cross"].items())
+    across = ", ".join(f"{name} {value:.2f}" for name, value in found.frame(MEASURE)["mean cross"].items())
     write_report(
         out / "report.html",
         title="mcontriever: the quickstart",
         summary="150 topics in six languages: prepared, pretrained without labels by two-crop contrast with a momentum "
         "encoder, fine-tuned on English questions, evaluated, searched. Asked in another language over English "
-        f"passages, mean MRR@10: {across}.",
+        f"passages, mean {MEASURE}: {across}. {verdict}",
         facts=_facts(out, found),
         steps=[
             StepReport(step.name, entry["shown"], entry["seconds"], entry["memory"])

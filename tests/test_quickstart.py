@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import json
 import os
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from mcontriever.errors import McontrieverError, UsageError
+from mcontriever.errors import McontrieverError, UsageError, run_command
+from mcontriever.evaluation import Results, Value
 
 ROOT = Path(__file__).resolve().parents[1]
+PAIRS = "en-en,ar-en,sw-en"
 SCRIPT = ROOT / "scripts" / "quickstart.py"
 
 
@@ -31,6 +34,11 @@ def steps(monkeypatch):
 def place(tmp_path):
     (tmp_path / "input").write_text("one")
     return tmp_path
+
+
+@pytest.fixture
+def quickstart(steps):
+    return importlib.import_module("quickstart")
 
 
 def step_of(steps, place, code, **more):
@@ -121,10 +129,78 @@ def test_two_cannot_work_in_one_folder_and_what_a_killed_one_left_is_ended(steps
             process.wait()
 
 
+def results(**rows):
+    tasks = ("en-en", "ar-en", "sw-en")
+    found = Results({})
+    for system, values in rows.items():
+        for task, value in zip(tasks, values, strict=True):
+            found.add(Value(system.replace("_", " ").replace("fine ", "fine-"), task, "MRR@10", value, 1, 1))
+    return found
+
+
+GOOD = {
+    "BM25": (0.9, 0.1, 0.3),
+    "random_encoder": (0.2, 0.2, 0.1),
+    "pretrained": (0.5, 0.4, 0.4),
+    "fine_tuned": (0.5, 0.41, 0.4),
+}
+
+
+def test_a_run_that_shows_what_it_is_to_show_says_so_and_what_fine_tuning_added(quickstart):
+    holds, said = quickstart.judge(results(**GOOD))
+    assert holds
+    assert "Checked, and it holds: by MRR@10 the fine-tuned encoder beats the random one in all 3 tasks" in said
+    assert "Arabic→English (0.41 against 0.10 and 0.20) and Swahili→English (0.40 against 0.30 and 0.10)" in said
+    assert "Fine-tuning added about nothing: over all tasks the mean is 0.433 pretrained, 0.437 fine-tuned." in said
+    for row, told in (((0.6, 0.5, 0.6), "added something"), ((0.3, 0.35, 0.4), "took something away")):
+        assert f"Fine-tuning {told}" in quickstart.judge(results(**GOOD | {"fine_tuned": row}))[1]
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ((0.2, 0.41, 0.4), "English does not beat the random encoder."),
+        ((0.5, 0.15, 0.4), "Arabic→English does not beat the random encoder."),
+        ((0.5, 0.41, 0.3), "Swahili→English does not beat BM25."),
+        (
+            (0.5, float("nan"), 0.4),
+            "Arabic→English does not beat the random encoder; Arabic→English does not beat BM25.",
+        ),
+    ],
+)
+def test_a_run_that_does_not_says_where(quickstart, row, fault):
+    holds, said = quickstart.judge(results(**GOOD | {"fine_tuned": row}))
+    assert not holds
+    assert f"it DOES NOT HOLD: by MRR@10, {fault}" in said
+
+
+@pytest.mark.parametrize(("more", "code"), [((), 1), (("--steps", "3"), 0)])
+def test_only_the_whole_recipe_fails_for_it(quickstart, tmp_path, monkeypatch, capsys, more, code):
+    bad = results(**GOOD | {"fine_tuned": (0.1, 0.1, 0.1)})
+    done = [quickstart.Step(name, (), (), "x") for name in ("evaluate",)]
+    entry = {"seconds": 1.0, "memory": 1, "shown": ""}
+    monkeypatch.setattr(quickstart, "road", lambda *_: done)
+    monkeypatch.setattr(quickstart.Walk, "do", lambda self, step: self.record.update({step.name: entry}))
+    monkeypatch.setattr(quickstart.Results, "read", lambda _: bad)
+    monkeypatch.setattr(quickstart, "_answer", lambda *_: None)
+    pages = []
+    monkeypatch.setattr(quickstart, "_write_page", lambda *given: pages.append(given[2]))
+    assert run_command(quickstart.main, ["--out", str(tmp_path / "out"), *more]) == code
+    said = capsys.readouterr()
+    assert "DOES NOT HOLD" in said.out
+    assert "DOES NOT HOLD" in pages[0]
+    assert said.err.count("\n") == code
+
+
+def test_pairs_that_leave_out_what_is_searched_are_refused(quickstart):
+    with pytest.raises(UsageError, match="ar-en and sw-en must be among them"):
+        quickstart.QuickstartSettings(pairs=("en-en", "ar-en"))
+
+
 def start(out, *more):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "24", *more],
+        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "12", "--pairs", PAIRS, *more],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
         start_new_session=True, cwd=out.parent, env=environment,
     )  # fmt: skip
@@ -173,9 +249,11 @@ def test_the_whole_road_killed_in_pretraining_continued_and_then_found_done(tmp_
     assert "Report: " in said
     assert said.rpartition("Next:")[2].count("    $ ") == 3
     steps = [json.loads(line)["step"] for line in (out / "pretrain/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 25))
+    assert steps == list(range(1, 13))
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "kilimanjaro" in page.lower()
+    checked = re.search(r"Checked, and it .*? fine-tuned\.", said)[0]
+    assert checked in html.unescape(page)
     assert "://" not in page
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
@@ -187,13 +265,13 @@ def test_the_whole_road_killed_in_pretraining_continued_and_then_found_done(tmp_
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
 
     (out / "mine.txt").write_text("not ours")
-    shutil.rmtree(out / "finetune")  # the rest must be made again from a new one
+    shutil.rmtree(out / "vectors")
     code, said = ended(start(out))
     assert code == 0, said
-    assert said.count(": done before") in {2, 8 - 1}  # the same bits again, or all that follows once more
+    assert said.count(": done before") == 8 - 1  # made again, the same bits: what follows stands
 
     process = subprocess.run(
-        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "25"], capture_output=True, text=True, check=False
+        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "13"], capture_output=True, text=True, check=False
     )
     assert (process.returncode, process.stderr.count("\n")) == (2, 1)
     assert "--fresh" in process.stderr

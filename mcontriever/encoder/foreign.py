@@ -148,7 +148,7 @@ def _transformer(path: Path, rules: Rules) -> None:
 
 def _use(path: Path, rules: Rules) -> None:
     said = read_json(path) if path.is_file() else {}
-    prompts = said.get("prompts") or {}
+    prompts: Any = said.get("prompts") or {}
     if not (isinstance(prompts, dict) and all(isinstance(prompt, str) for prompt in prompts.values())):
         raise CheckpointError(f"{path}: prompts must be texts by name, got {str(prompts)[:60]!r}")
     rules["query_prefix"] = prompts.get("query", "")

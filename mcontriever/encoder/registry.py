@@ -18,8 +18,8 @@ _INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that
 class Known:
     """One checkpoint: its `rules` of use, the commit they were checked at, whether it is only a start for training.
 
-    `revision` is a whole hash, the only kind the hub serves, and what is downloaded unless another is asked for; where it
-    is empty no such hash was at hand, and the hub's newest is taken.
+    `revision` is a whole hash, the only kind the hub serves, and what is downloaded unless another is asked for; where
+    it is empty no such hash was at hand, and the hub's newest is taken.
     """
 
     rules: Rules = field(default_factory=lambda: Rules(pooling="mean", normalise=False, similarity="dot"))

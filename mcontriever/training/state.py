@@ -75,6 +75,8 @@ def discard_all(output: Path) -> None:
 
 
 def _write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
+    if path.exists() and not artifact.is_artifact(path, KIND):
+        shutil.rmtree(path)  # the damaged state that was passed over when resuming
     with artifact.writing(path, KIND, overwrite=True) as draft:
         for part, named in tensors.items():
             if named:

@@ -7,10 +7,10 @@ import pytest
 from deepspeed.launcher import runner
 from torch.distributed import run
 
-from mcontriever import settings
+from mcontriever import help_text
 from mcontriever.training import TrainSettings
 
-OURS = [key for key, *_ in settings._described(TrainSettings)] + ["recipe", "debug", "help"]
+OURS = [key for key, *_ in help_text.described(TrainSettings)] + ["recipe", "debug", "help"]
 TORCHRUN = [option for action in run.get_args_parser()._actions for option in action.option_strings]
 DEEPSPEED = re.findall(r'"(--[\w-]+)"', inspect.getsource(runner.parse_args))
 

@@ -30,7 +30,7 @@ def shards(tmp_path_factory):
             text = " ".join(WORDS[(number + step * i) % len(WORDS)] + str(number) for i in range(12))
             rows.append(json.dumps({"_id": f"{number}.{language}", "article": str(number), "text": text}))
         (folder / f"{language}.jsonl").write_text("\n".join(rows) + "\n")
-    out = folder / "shards"
+    out = tmp_path_factory.mktemp("prepared") / "shards"
     prepare(PrepareSettings(corpus=str(folder), out=str(out), vocab_size=64))
     return out
 
@@ -85,13 +85,14 @@ def test_killed_and_resumed_is_bit_identical_dropout_and_queue_included(shards, 
     assert curves[0] == curves[1]
 
 
-def test_a_damaged_state_is_named_and_the_one_before_it_taken(shards, tmp_path, capsys):
+@pytest.mark.parametrize("harmed", ["weights.safetensors", "manifest.json"])
+def test_a_damaged_state_is_named_and_the_one_before_it_taken(shards, tmp_path, capsys, harmed):
     run = tmp_path / "run"
     expected = load_file(train(recipe(shards, run)) / "model.safetensors")
     for path in (run / "model").iterdir():
         path.unlink()
     (run / "model").rmdir()
-    broken = run / "state-00000006" / "weights.safetensors"
+    broken = run / "state-00000006" / harmed
     content = bytearray(broken.read_bytes())
     content[-5] ^= 1
     broken.write_bytes(content)
@@ -127,7 +128,7 @@ def test_fine_tuning_starts_from_a_checkpoint_and_learns(shards, tmp_path):
         init=str(start),
         steps=30,
         log_every=10,
-        labelled=LabelledSettings(file=str(pairs)),
+        labelled=LabelledSettings(file=str(pairs), query_max_length=32, passage_max_length=64),
         objective=ObjectiveSettings(kind="in_batch"),
         optim=OptimSettings(lr=1e-2, warmup=2),
         batch=BatchSettings(size=14),

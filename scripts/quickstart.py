@@ -171,9 +171,11 @@ def main(argv: list[str]) -> None:
 
 def judge(found: Results) -> tuple[bool, str]:
     """Whether the run shows what a quickstart is to show, and that in plain words, with what fine-tuning added."""
-    frame = found.frame(MEASURE)
-    tasks = [task for task in frame.columns if not task.startswith("mean ")]
-    tuned, before, blind, words = (frame.loc[name, tasks] for name in (TUNED, PRETRAINED, RANDOM, LEXICAL))
+    values = {(value.system, value.task): value.value for value in found.values if value.measure == MEASURE}
+    tasks = list(dict.fromkeys(task for _, task in values))
+    tuned, before, blind, words = (
+        {task: values[system, task] for task in tasks} for system in (TUNED, PRETRAINED, RANDOM, LEXICAL)
+    )
     names = {task: _in_words(*task.split("-", 1)) for task in tasks}
     faults = [f"{names[task]} does not beat the random encoder" for task in tasks if not tuned[task] > blind[task]]
     crossings = ["-".join(pair) for pair in CROSSINGS]
@@ -187,7 +189,7 @@ def judge(found: Results) -> tuple[bool, str]:
         if not faults
         else f"Checked, and it DOES NOT HOLD: by {MEASURE}, {'; '.join(faults)}."
     )
-    after, prior = (sum(row.tolist()) / len(tasks) for row in (tuned, before))
+    after, prior = (sum(row.values()) / len(tasks) for row in (tuned, before))
     gain = after - prior
     added = "took something away" if gain <= -LITTLE else "added something" if gain >= LITTLE else "added about nothing"
     return not faults, (

@@ -80,8 +80,8 @@ def load(
 
     A name may end in @REVISION, a branch or commit; the registry's names without one are taken at the commit that their
     rules of use were checked at. `device` is a GPU where there is one, else the CPU; `precision` "bf16" runs the layers
-    in autocast. `rules` (pooling="mean", similarity="dot", query_prefix=…) are for folders that do not say how they must
-    be used.
+    in autocast. `rules` (pooling="mean", similarity="dot", query_prefix=…) are for folders that do not say how they
+    must be used.
     """
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"precision must be fp32 or bf16, got {precision!r}")

@@ -152,7 +152,7 @@ def _use(path: Path, rules: Rules) -> None:
     if not (isinstance(prompts, dict) and all(isinstance(prompt, str) for prompt in prompts.values())):
         raise CheckpointError(f"{path}: prompts must be texts by name, got {str(prompts)[:60]!r}")
     rules["query_prefix"] = prompts.get("query", "")
-    rules["passage_prefix"] = prompts.get("document", prompts.get("passage", ""))
+    rules["passage_prefix"] = str(prompts.get("document", prompts.get("passage", "")))
     if said.get("similarity_fn_name"):
         rules["similarity"] = str(said["similarity_fn_name"])
         rules["normalise"] = rules["normalise"] or rules["similarity"] == "cosine"

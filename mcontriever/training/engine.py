@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -81,10 +81,6 @@ def _optimizer(module: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:
         weight_decay=optim.weight_decay,
         fused=True,
     )
-
-
-def _on_main(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None or not ranks.is_main() else tensor.detach().float().cpu().clone()
 
 
 def _missing(name: str) -> ArtifactError:
@@ -184,15 +180,12 @@ class ZeroEngine:
         """See `Engine`. Every value is gathered from its shards, one parameter at a time."""
         if self._stage == 0:
             return _plain_state(self.module, self._optimizer)
-        state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
-        for name, parameter in self.module.named_parameters():
-            values = {"weights": self._utils.safe_get_full_fp32_param(parameter)}
-            values |= {moment: self._utils.safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
-            for kind, value in values.items():
-                kept = _on_main(value)
-                if kept is not None:
-                    state[kind][name] = kept
-        return state
+
+        def gathered(parameter: Tensor) -> dict[str, Tensor | None]:
+            moments = {moment: self._utils.safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
+            return {"weights": self._utils.safe_get_full_fp32_param(parameter), **moments}
+
+        return _full_state(self.module, gathered)
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
@@ -229,14 +222,23 @@ class ZeroEngine:
 
 
 def _plain_state(module: nn.Module, optimizer: Any) -> dict[str, dict[str, Tensor]]:
-    state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
     inner = getattr(optimizer, "optimizer", optimizer)
+
+    def held(parameter: Tensor) -> dict[str, Tensor | None]:
+        return {"weights": parameter, **{moment: inner.state[parameter].get(moment) for moment in MOMENTS}}
+
+    return _full_state(module, held)
+
+
+def _full_state(
+    module: nn.Module, values_of: Callable[[Tensor], Mapping[str, Tensor | None]]
+) -> dict[str, dict[str, Tensor]]:
+    """Every parameter's values by name, kept on rank 0 alone; every rank walks along, for a value may be gathered."""
+    state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
     for name, parameter in module.named_parameters():
-        values = {"weights": parameter, **{moment: inner.state[parameter].get(moment) for moment in MOMENTS}}
-        for kind, value in values.items():
-            kept = _on_main(value)
-            if kept is not None:
-                state[kind][name] = kept
+        for kind, value in values_of(parameter).items():
+            if value is not None and ranks.is_main():
+                state[kind][name] = value.detach().float().cpu().clone()
     return state
 
 

@@ -102,7 +102,7 @@ def road(out: str, few: int, pairs: Sequence[str] = ()) -> list[Step]:
         recipe = f"quickstart-{name}"
         launcher = ("deepspeed", "--num_gpus", str(RANKS), "--master_port", PORT, "mcontriever/train.py")
         given = ("--recipe", recipe, "--deepspeed_config", "ds_configs/zero1.json", *data, "--output", f"{out}/{name}")
-        fewer = ("--steps", str(few), "--log_every", "1", "--saving.every", str(max(1, few // 4))) if few else ()
+        fewer = ("--steps", str(few), "--log_every", "1", "--saving.every", str(max(1, few // 2))) if few else ()
         inputs = (source, f"mcontriever/recipes/{recipe}.toml")
         return Step(name, (*launcher, *given, *fewer), inputs, result, "checkpoint", TRAINING)
 
@@ -275,9 +275,10 @@ def _next_commands(out: str) -> dict[str, str]:
         "Make your own text (a folder of LANGUAGE.txt or corpus.LANGUAGE.jsonl files) into token shards:": (
             "mcontriever prepare YOUR_FOLDER runs/mine/shards"
         ),
-        "Pretrain on it:": (
+        "Pretrain on it (comparable pairs need texts that name their article):": (
             f"deepspeed --num_gpus {RANKS} mcontriever/train.py --recipe quickstart-pretrain --deepspeed_config "
-            "ds_configs/zero1.json --unlabelled.shards runs/mine/shards --output runs/mine/pretrain"
+            "ds_configs/zero1.json --unlabelled.shards runs/mine/shards --unlabelled.comparable 0 --output "
+            "runs/mine/pretrain"
         ),
     }
 

@@ -20,7 +20,7 @@ from mcontriever.errors import McontrieverError, UsageError, run_command
 from mcontriever.evaluation import Results, Value
 
 ROOT = Path(__file__).resolve().parents[1]
-PAIRS = "en-en,ar-en,sw-en"
+PAIRS = "ar-en,sw-en"
 SCRIPT = ROOT / "scripts" / "quickstart.py"
 
 
@@ -200,7 +200,7 @@ def test_pairs_that_leave_out_what_is_searched_are_refused(quickstart):
 def start(out, *more):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "12", "--pairs", PAIRS, *more],
+        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "2", "--pairs", PAIRS, *more],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
         start_new_session=True, cwd=out.parent, env=environment,
     )  # fmt: skip
@@ -220,10 +220,12 @@ def wait_for(process, folder, pattern, seconds=180):
 
 
 @pytest.mark.slow
-def test_the_whole_road_killed_in_pretraining_continued_and_then_found_done(tmp_path):
+def test_the_whole_road_killed_in_pretraining_continued_and_then_found_done(steps, tmp_path):
     out = tmp_path / "out"
     first = start(out)
     wait_for(first, out, "pretrain/state-*")
+    for process in steps._members(json.loads((out / "quickstart.json").read_text())["session"]):
+        os.kill(process, signal.SIGSTOP)  # or so few steps would be done before the next start sees them at work
     os.killpg(first.pid, signal.SIGKILL)  # itself alone: its steps have sessions of their own
     first.communicate()
     assert not (out / "pretrain/model").exists()
@@ -248,8 +250,8 @@ def test_the_whole_road_killed_in_pretraining_continued_and_then_found_done(tmp_
     assert len(re.findall(r"the right passage, “[^”]+”, (?:came|is not)", said)) == 2
     assert "Report: " in said
     assert said.rpartition("Next:")[2].count("    $ ") == 3
-    steps = [json.loads(line)["step"] for line in (out / "pretrain/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 13))
+    told = [json.loads(line)["step"] for line in (out / "pretrain/metrics.jsonl").read_text().splitlines()]
+    assert told == list(range(1, 3))
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "kilimanjaro" in page.lower()
     checked = re.search(r"Checked, and it .*? fine-tuned\.", said)[0]
@@ -257,24 +259,13 @@ def test_the_whole_road_killed_in_pretraining_continued_and_then_found_done(tmp_
     assert "://" not in page
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    shutil.rmtree(out / "vectors")
     code, said = ended(start(out), 60)
     assert code == 0, said
-    assert said.count(": done before") == 8
-    assert "$ " not in said.partition("Next:")[0].partition("\n")[2]
+    assert said.count(": done before") == 8 - 1  # made again, the same bits: what follows stands
+    assert re.findall(r"^\$ mcontriever (\w+)", said, re.MULTILINE) == ["embed"]
     assert len(re.findall(r"the right passage, “[^”]+”, (?:came|is not)", said)) == 2
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-
-    (out / "mine.txt").write_text("not ours")
-    shutil.rmtree(out / "vectors")
-    code, said = ended(start(out))
-    assert code == 0, said
-    assert said.count(": done before") == 8 - 1  # made again, the same bits: what follows stands
-
-    process = subprocess.run(
-        [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "13"], capture_output=True, text=True, check=False
-    )
-    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
-    assert "--fresh" in process.stderr
 
 
 @pytest.mark.slow

@@ -164,6 +164,7 @@ def complaints(said):
         ("deepspeed", "option", "unknown option --optim.lrr; did you mean 'optim.lr'?"),
         ("torchrun", "zero", "unknown key zero_optimisation; did you mean 'zero_optimization'?"),
         ("torchrun", "shards", "no such folder; expected token shards"),
+        ("torchrun", "output", "run/model: not a checkpoint"),
     ],
 )
 def test_a_mistake_is_said_once_for_all_ranks(launcher, mistake, words, recipe, environment, tmp_path):
@@ -175,8 +176,10 @@ def test_a_mistake_is_said_once_for_all_ranks(launcher, mistake, words, recipe, 
         options = ["--deepspeed_config", str(tmp_path / "zero.json")]
     elif mistake == "option":
         options = ["--optim.lrr", "1"]
-    else:
+    elif mistake == "shards":
         options = ["--unlabelled.shards", str(tmp_path / "nowhere")]
+    else:
+        (tmp_path / "run" / "model").mkdir(parents=True)  # only rank 0 looks at what lies there
     (tmp_path / "r.toml").write_text(text)
     starter = DEEPSPEED if launcher == "deepspeed" else [*TORCHRUN, "--standalone"]
     command = [*starter, FILE, "--recipe", str(tmp_path / "r.toml"), "--output", str(tmp_path / "run"), *options]
@@ -184,4 +187,5 @@ def test_a_mistake_is_said_once_for_all_ranks(launcher, mistake, words, recipe, 
     assert code != 0
     assert len(complaints(said)) == 1, said
     assert words in complaints(said)[0]
-    assert not (tmp_path / "run" / "model").exists()
+    assert "[rank" not in said, "a traceback of a rank"
+    assert not (tmp_path / "run" / "model" / "config.json").exists()

@@ -197,12 +197,17 @@ def test_pairs_that_leave_out_what_is_searched_are_refused(quickstart):
         quickstart.QuickstartSettings(pairs=("en-en", "ar-en"))
 
 
+def interruptible():
+    """A shell that runs the tests in its background has SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(out, *more):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "2", "--pairs", PAIRS, *more],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-        start_new_session=True, cwd=out.parent, env=environment,
+        start_new_session=True, cwd=out.parent, env=environment, preexec_fn=interruptible,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Checkpoints that others wrote: what their files say about their use, and their weights under our names.
 
 Nothing is guessed here. What a folder does not say is asked for, and a weight that has no place, or a place that has no
-weight, is an error: loading around it (`strict=False`) is how Contriever's own fine-tuned weights came to be ignored.
+weight, is an error: loading around it in silence is how Contriever's own fine-tuned weights came to be ignored.
 """
 
 from __future__ import annotations

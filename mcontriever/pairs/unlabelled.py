@@ -7,6 +7,7 @@ restarts makes no difference. Letters: B samples asked for, V = 2B views, T toke
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -126,7 +127,7 @@ class UnlabelledPairs:
         ends = np.cumsum(lengths)
         present, first = np.unique(languages, return_index=True)
         borders = [0, *ends[first[1:] - 1].tolist(), len(source)]
-        for language, begin, end in zip(present.tolist(), borders, borders[1:], strict=False):
+        for language, (begin, end) in zip(present.tolist(), pairwise(borders), strict=True):
             tokens[begin:end] = self._tokens[language][source[begin:end]]
         if self.settings.delete:
             sides = streams(self._seed, _DELETIONS, np.concatenate([numbers * 2, numbers * 2 + 1])[order])

@@ -2,8 +2,20 @@
 the queue and the momentum encoder, which say so in their names.
 """
 
-from .contrastive import Contrast, info_nce, moco_loss
+from .contrastive import Contrast, info_nce, margin_loss, moco_loss, moco_margin_loss
 from .momentum import KeyQueue, MomentumEncoder
 from .settings import ObjectiveSettings
+from .sharded import KeyEncoder, ShardedMomentumEncoder
 
-__all__ = ["Contrast", "KeyQueue", "MomentumEncoder", "ObjectiveSettings", "info_nce", "moco_loss"]
+__all__ = [
+    "Contrast",
+    "KeyEncoder",
+    "KeyQueue",
+    "MomentumEncoder",
+    "ObjectiveSettings",
+    "ShardedMomentumEncoder",
+    "info_nce",
+    "margin_loss",
+    "moco_loss",
+    "moco_margin_loss",
+]

@@ -7,11 +7,23 @@ the queue, D dimensions.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class Followed(Protocol):
+    """Whose weights the momentum encoder follows: the training engine."""
+
+    def weights(self) -> contextlib.AbstractContextManager[Mapping[str, Tensor]]:
+        """The whole current weights by name, readable inside the block."""
+
+    def shards(self) -> Mapping[str, Tensor]:
+        """This rank's part of each current weight, cut as `sharded.part` cuts."""
 
 
 class MomentumEncoder:
@@ -19,20 +31,20 @@ class MomentumEncoder:
 
     def __init__(self, encoder: nn.Module, momentum: float) -> None:
         self.momentum = momentum
-        self.module = copy.deepcopy(encoder).float().requires_grad_(False).eval()
+        self.module = copy.deepcopy(encoder, shared_parts(encoder)).float().requires_grad_(False).eval()
+
+    def follow(self, query: Followed) -> None:
+        """One step towards the weights that `query` trains."""
+        with query.weights() as weights:
+            self.update(weights)
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor]) -> None:
         """One step towards the query encoder's `weights` (named as in its `named_parameters`)."""
-        ours = dict(self.module.named_parameters())
-        if ours.keys() != weights.keys():
-            raise ValueError(f"query and key encoder differ in {sorted(ours.keys() ^ weights.keys())[:3]}")
-        keys: list[Tensor] = list(ours.values())
-        queries = [weights[name].detach().to(key.dtype) for name, key in ours.items()]
-        torch._foreach_lerp_(keys, queries, 1.0 - self.momentum)
+        average_towards(dict(self.module.named_parameters()), weights, self.momentum)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights by name."""
+        """The weights by name, fp32."""
         return {name: parameter.detach() for name, parameter in self.module.named_parameters()}
 
     @torch.no_grad()
@@ -40,6 +52,20 @@ class MomentumEncoder:
         """Take back what `state_dict` gave."""
         for name, parameter in self.module.named_parameters():
             parameter.copy_(weights[name])
+
+
+def shared_parts(encoder: nn.Module) -> dict[int, Any]:
+    """What a copy of the encoder need not copy, as a memo for deepcopy: the tokenizer, large and never written to."""
+    tokenizer = getattr(encoder, "tokenizer", None)
+    return {} if tokenizer is None else {id(tokenizer): tokenizer}
+
+
+def average_towards(keys: Mapping[str, Tensor], queries: Mapping[str, Tensor], momentum: float) -> None:
+    """The one formula, in place, for whole tensors as for shards of them."""
+    if keys.keys() != queries.keys():
+        raise ValueError(f"query and key encoder differ in {sorted(keys.keys() ^ queries.keys())[:3]}")
+    towards = [queries[name].detach().to(key.dtype) for name, key in keys.items()]
+    torch._foreach_lerp_(list(keys.values()), towards, 1.0 - momentum)
 
 
 class KeyQueue:

@@ -1,129 +1,92 @@
-"""One optimiser step, on one screen: keys, forward, backward, update, then the momentum encoder and the queue.
+"""One optimiser step, on one screen: forward and backward, the update, then the objective's memory.
 
-Letters: W ranks, A micro-batches a step, B pairs a rank computes in a micro-batch, D dimensions.
+Letters: W ranks, A micro-batches a step, B pairs a rank computes in a step, D dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import ranks
-from ..objectives import Contrast, KeyQueue, MomentumEncoder, ObjectiveSettings, info_nce, moco_loss
-from ..pairs import Packed, PairBatch
+from ..pairs import PairBatch
 from .engine import Engine
+from .in_batch import InBatch
+from .micro_batches import Seen, samples_of_rank
+from .moco import Moco
+
+__all__ = ["InBatch", "Moco", "Objective", "StepResult", "samples_of_rank", "train_step"]
+
+Objective = InBatch | Moco
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step tells of itself: means over its micro-batches and ranks; `query_std` and the norm are the whole's."""
+    """What a step tells of itself, over all its pairs on all ranks."""
 
     loss: float
     accuracy: float
     positive: float
     negative: float
     query_std: float
+    """standard deviation of the query vectors, averaged over the dimensions: near 0, the encoder has collapsed"""
+    key_std: float
+    """the same of the keys, or of the passages where there are none"""
     gradient_norm: float
     tokens: int
-
-
-class InBatch:
-    """Negatives are the other passages of the micro-batch, over all ranks, with the exact single-process gradient."""
-
-    def __init__(self, settings: ObjectiveSettings) -> None:
-        self._settings = settings
-
-    def contrast(self, engine: Engine, batch: PairBatch) -> tuple[Contrast, Tensor]:
-        """The loss of one micro-batch and its query vectors."""
-        both = Packed(
-            torch.cat([batch.query.ids, batch.passage.ids]), torch.cat([batch.query.lengths, batch.passage.lengths])
-        )
-        query, passage = engine.embed(both).split([len(batch.query), len(batch.passage)])
-        groups = ranks.gather(batch.group) if self._settings.mask_same_group else None
-        contrast = info_nce(
-            query,
-            ranks.gather_with_gradient(passage),
-            temperature=self._settings.temperature,
-            offset=ranks.rank() * len(query),
-            query_group=None if groups is None else batch.group,
-            passage_group=groups,
-        )
-        return contrast, query
-
-    def after_step(self, engine: Engine) -> None:
-        """Nothing is remembered."""
-
-
-class Moco:
-    """Negatives are keys of earlier steps, made by the momentum encoder."""
-
-    def __init__(self, settings: ObjectiveSettings, encoder: MomentumEncoder, queue: KeyQueue) -> None:
-        self._settings, self.encoder, self.queue = settings, encoder, queue
-        self._new: list[tuple[Tensor, Tensor]] = []  # this step's keys and groups, micro-batch by micro-batch
-
-    def contrast(self, engine: Engine, batch: PairBatch) -> tuple[Contrast, Tensor]:
-        """The loss of one micro-batch and its query vectors. All micro-batches of a step see the same queue."""
-        with torch.no_grad():
-            key = self.encoder.module(batch.passage)  # (B, D)
-        query = engine.embed(batch.query)  # (B, D)
-        contrast = moco_loss(
-            query,
-            key,
-            self.queue.keys,
-            temperature=self._settings.temperature,
-            query_group=batch.group,
-            queue_group=self.queue.groups,
-            mask_same_group=self._settings.mask_same_group,
-        )
-        self._new.append((key, batch.group))
-        return contrast, query
-
-    def after_step(self, engine: Engine) -> None:
-        """θ_k follows θ_q; the step's keys go into the queue in the order of the samples, whatever W and A."""
-        with engine.weights() as weights:
-            self.encoder.update(weights)
-        for key, group in self._new:
-            self.queue.enqueue(ranks.in_sample_order(ranks.gather(key)), ranks.in_sample_order(ranks.gather(group)))
-        self._new.clear()
-
-
-Objective = InBatch | Moco
-
-
-def samples_of_rank(size: int, accumulation: int) -> list[np.ndarray]:
-    """Which samples of a step's `size` this rank computes: a list of A arrays. Rank r takes every W-th."""
-    micro = size // accumulation
-    world, rank = ranks.world_size(), ranks.rank()
-    return [np.arange(start + rank, start + micro, world) for start in range(0, size, micro)]
+    padding: float
+    """share of padding, had queries and passages been padded to the longest of each"""
 
 
 def train_step(
-    engine: Engine, objective: Objective, micro_batches: Sequence[PairBatch], learning_rate: float
+    engine: Engine,
+    objective: Objective,
+    micro_batches: Sequence[PairBatch],
+    learning_rate: float,
+    accept: Callable[[Tensor], bool] | None = None,
 ) -> StepResult:
-    """A micro-batches, one update of the weights, one of the objective's memory."""
-    contrasts, queries = [], []
-    for number, batch in enumerate(micro_batches, start=1):
-        contrast, query = objective.contrast(engine, batch)
-        engine.backward(contrast.loss, last=number == len(micro_batches))
-        contrasts.append(torch.stack([contrast.loss, contrast.accuracy, contrast.positive, contrast.negative]).detach())
-        queries.append(query.detach().float())
-    norm = engine.step(learning_rate)
-    objective.after_step(engine)
+    """A micro-batches, one update of the weights, one of the objective's memory.
 
-    tokens = sum(batch.query.ids.numel() + batch.passage.ids.numel() for batch in micro_batches)
-    mean = torch.stack(contrasts).mean(dim=0).tolist()
-    *sums, tokens_everywhere = ranks.sum_over_ranks([*mean, tokens], micro_batches[0].group.device)
-    loss, accuracy, positive, negative = (value / ranks.world_size() for value in sums)
-    return StepResult(loss, accuracy, positive, negative, _spread(queries), norm, int(tokens_everywhere))
+    `accept` is given this rank's loss before the update, and says (on all ranks the same) whether there is to be one.
+    """
+    engine.micro_batches(len(micro_batches))
+    seen = objective.learn(engine, micro_batches)
+    if accept is None or accept(seen.means[0]):
+        norm = engine.step(learning_rate)
+    else:
+        engine.discard()
+        norm = math.nan
+    if math.isfinite(norm):
+        objective.after_step(engine)
+    else:  # the weights have not changed, and nothing of such a step is worth remembering
+        objective.forget()
+
+    means = ranks.sum_over_ranks(seen.means.tolist(), seen.means.device)
+    loss, accuracy, positive, negative = (value / ranks.world_size() for value in means)
+    query_std, key_std = _spreads(seen)
+    tokens, padding = _sizes(micro_batches)
+    return StepResult(loss, accuracy, positive, negative, query_std, key_std, norm, tokens, padding)
 
 
-def _spread(queries: Sequence[Tensor]) -> float:
-    """Standard deviation of each dimension over all queries of the step, averaged: near 0, the encoder collapsed."""
-    rows = torch.cat(list(queries)).double()  # (A*B, D)
+def _spreads(seen: Seen) -> list[float]:
+    """Mean over the dimensions of the standard deviation over all queries, and over all keys."""
+    rows = torch.stack([seen.query, seen.key], dim=1).double()  # (B, 2, D)
     count = torch.full_like(rows[0], len(rows))
     count, total, squares = ranks.sum_(torch.stack([count, rows.sum(dim=0), rows.square().sum(dim=0)]))
-    return float((squares / count - (total / count).square()).clamp(min=0).sqrt().mean())
+    deviation = (squares / count - (total / count).square()).clamp(min=0).sqrt()  # (2, D)
+    return deviation.mean(dim=1).tolist()  # type: ignore[no-any-return]
+
+
+def _sizes(micro_batches: Sequence[PairBatch]) -> tuple[int, float]:
+    """Tokens of all ranks, and the share of padding that there would be."""
+    sides: list[Tensor] = [
+        torch.cat([batch.query.lengths for batch in micro_batches]),
+        torch.cat([batch.passage.lengths for batch in micro_batches]),
+    ]
+    lengths = ranks.gather(torch.stack(sides, dim=1))  # (W*B, 2)
+    tokens, padded = int(lengths.sum()), int(lengths.amax(dim=0).sum()) * len(lengths)
+    return tokens, 1.0 - tokens / padded

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mcontriever.objectives import info_nce, moco_loss
+from mcontriever.errors import SettingsError
+from mcontriever.objectives import ObjectiveSettings, info_nce, margin_loss, moco_loss, moco_margin_loss
 
 
 def naive_info_nce(query, passage, temperature, offset=0, query_group=None, passage_group=None):
@@ -121,3 +122,125 @@ def test_no_gradient_reaches_key_or_queue():
 def test_bf16_vectors_are_scored_in_fp32():
     query, passage = random(2, 4).bfloat16(), random(3, 4).bfloat16()
     assert info_nce(query, passage, temperature=1.0).loss.dtype == torch.float32
+
+
+def naive_candidates(query_group, passage_group, i, positive):
+    """Which columns count for query i, the positive always."""
+    return [j for j, group in enumerate(passage_group) if j == positive or group != query_group[i]]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_smoothed_targets_are_spread_over_the_candidates_that_count(smoothing):
+    query, passage = random(3, 5, seed=1), random(6, 5, seed=2)
+    query_group, passage_group = [7, 8, 9], [7, 8, 9, 7, 8, 1]
+    losses = []
+    for i, q in enumerate(query):
+        scores = {j: float(q @ passage[j]) / 0.7 for j in naive_candidates(query_group, passage_group, i, i)}
+        log_z = math.log(sum(math.exp(score) for score in scores.values()))
+        target = {j: smoothing / len(scores) + (1 - smoothing) * (j == i) for j in scores}
+        losses.append(sum(target[j] * (log_z - scores[j]) for j in scores))
+    groups = {"query_group": torch.tensor(query_group), "passage_group": torch.tensor(passage_group)}
+    got = info_nce(query, passage, temperature=0.7, label_smoothing=smoothing, **groups)
+    assert got.loss.item() == pytest.approx(sum(losses) / 3)
+
+
+def test_smoothing_in_closed_form():
+    """All N candidates score alike: whatever the target, the loss is log N. One scores c, the target is spread."""
+    N, c, smoothing = 5, 2.0, 0.25
+    alike = info_nce(torch.zeros(N, 4), random(N, 4).float(), temperature=1.0, label_smoothing=smoothing)
+    assert alike.loss.item() == pytest.approx(math.log(N))
+    passage = torch.eye(N, dtype=torch.double)
+    log_z = math.log(math.exp(c) + N - 1)
+    one = info_nce(c * passage[:1], passage, temperature=1.0, label_smoothing=smoothing)
+    assert one.loss.item() == pytest.approx(log_z - c * (1 - smoothing + smoothing / N))
+
+
+def test_smoothing_equals_torchs_own_where_nothing_is_left_out():
+    query, passage = random(4, 5, seed=1), random(6, 5, seed=2)
+    target = torch.arange(1, 5)
+    expected = torch.nn.functional.cross_entropy(query @ passage.T / 0.3, target, label_smoothing=0.2)
+    got = info_nce(query, passage, temperature=0.3, label_smoothing=0.2, offset=1)
+    torch.testing.assert_close(got.loss, expected)
+
+
+def test_what_is_left_out_gets_no_gradient_with_smoothing():
+    query, passage = random(2, 4, seed=1), random(3, 4, seed=2).requires_grad_()
+    groups = {"query_group": torch.tensor([1, 2]), "passage_group": torch.tensor([1, 2, 1])}
+    info_nce(
+        query[:1],
+        passage,
+        temperature=0.5,
+        label_smoothing=0.3,
+        query_group=groups["query_group"][:1],
+        passage_group=groups["passage_group"],
+    ).loss.backward()
+    assert passage.grad[2].abs().max() == 0
+    assert passage.grad[1].abs().max() > 0
+
+
+@pytest.mark.parametrize("hardest", [False, True])
+def test_margin_equals_the_naive_oracle(hardest):
+    query, passage, margin = random(3, 5, seed=1), random(8, 5, seed=2), 0.8
+    query_group, passage_group = [7, 8, 9], [9, 7, 8, 9, 9, 7, 8, 3]
+    offset, losses = 1, []
+    for i, q in enumerate(query):
+        positive = float(q @ passage[offset + i])
+        negatives = set(naive_candidates(query_group, passage_group, i, offset + i)) - {offset + i}
+        short = [max(0.0, margin - positive + float(q @ passage[j])) for j in negatives]
+        losses.append(max(short) if hardest else sum(short) / len(short))
+    groups = {"query_group": torch.tensor(query_group), "passage_group": torch.tensor(passage_group)}
+    got = margin_loss(query, passage, margin=margin, hardest=hardest, offset=offset, **groups)
+    assert got.loss.item() == pytest.approx(sum(losses) / 3)
+    assert len(set(losses)) == 3
+
+
+def test_margin_in_closed_form_and_nothing_left_to_learn_beyond_it():
+    P, c = 4, 2.0
+    passage = torch.eye(P, dtype=torch.double)
+    query = (c * passage[:2]).requires_grad_()
+    for hardest in (False, True):
+        near = margin_loss(query, passage, margin=3.0, hardest=hardest)
+        assert near.loss.item() == pytest.approx(3.0 - c)
+        far = margin_loss(query, passage, margin=1.5, hardest=hardest)
+        assert far.loss.item() == 0.0
+        assert torch.autograd.grad(far.loss, query)[0].abs().max() == 0
+
+
+def test_margin_gradients_are_those_of_finite_differences():
+    query, passage = random(2, 3, seed=5).requires_grad_(), random(4, 3, seed=8).requires_grad_()
+    for hardest in (False, True):
+        assert torch.autograd.gradcheck(
+            lambda q, p, hardest=hardest: margin_loss(q, p, margin=2.0, hardest=hardest, offset=1).loss,
+            (query, passage),
+        )
+
+
+def test_margin_over_a_queue_equals_margin_over_key_and_queue():
+    B, K, D = 3, 7, 5
+    query, key, queue = random(B, D, seed=1), random(B, D, seed=2), random(K, D, seed=3)
+    groups = {"query_group": torch.arange(B), "queue_group": torch.tensor([-1, 0, 100, 101, 2, 102, -1])}
+    for hardest in (False, True):
+        rows = []
+        for i in range(B):
+            kept = [j for j, group in enumerate(groups["queue_group"].tolist()) if group not in (-1, i)]
+            passages = torch.cat([key[i : i + 1], queue[kept]])
+            rows.append(margin_loss(query[i : i + 1], passages, margin=1.0, hardest=hardest).loss.item())
+        got = moco_margin_loss(query, key, queue, margin=1.0, hardest=hardest, **groups)
+        assert got.loss.item() == pytest.approx(sum(rows) / B)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"label_smoothing": 1.0}, "objective.label_smoothing must lie in [0, 1), got 1.0"),
+        ({"margin": -0.1, "loss": "margin"}, "objective.margin must lie in [0, 1000000], got -0.1"),
+        ({"loss": "margin", "label_smoothing": 0.1}, "objective.label_smoothing is for loss = 'info_nce'"),
+        ({"gradient_cache": True}, "objective.gradient_cache is for kind = 'in_batch', got kind = 'moco'"),
+        ({"kind": "in_batch", "key_dropout": True}, "objective.key_dropout is for kind = 'moco'"),
+        ({"kind": "in_batch", "warm_start": True}, "objective.warm_start is for kind = 'moco'"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_harm_are_refused(given, words):
+    with pytest.raises(SettingsError) as caught:
+        ObjectiveSettings(**given)
+    assert words in str(caught.value)

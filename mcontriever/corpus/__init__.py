@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from .formats import (
-    Document,
-    Passage,
-    Query,
-    document_files,
-    language_of,
-    read_documents,
-    read_hub,
-    read_lines,
-    read_objects,
-    read_passages,
-    read_qrels,
-    read_queries,
-)
+from .files import language_of
+from .formats import Document, Passage, Query, read_objects, read_passages, read_qrels, read_queries
 from .prepare import PrepareSettings, prepare
+from .readers import read_documents, read_hub
 from .shards import NO_ARTICLE, LanguageWriter, Shards
+from .streams import read_lines
 from .tokenizer import Tokenizer
 
 __all__ = [
@@ -29,7 +19,6 @@ __all__ = [
     "Query",
     "Shards",
     "Tokenizer",
-    "document_files",
     "language_of",
     "prepare",
     "read_documents",

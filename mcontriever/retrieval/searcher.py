@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..corpus.formats import Passage, is_text
+from ..corpus.formats import Passage
+from ..corpus.rows import is_text
 from ..errors import ArtifactError, UsageError
 from ..progress import track
 from .embed import embed_passages

@@ -1,224 +1,189 @@
 """`mcontriever prepare`: a corpus of text becomes token shards, once, with a report of what went in and what did not.
 
-The input is read twice (three times when a tokenizer is trained): the first pass checks every line before anything is
-written and counts what progress and sampling need. Memory holds one chunk of documents, the tokenizer's bounded sample
-and, to find exact duplicates, a short hash of each document of one language; everything else streams.
+The corpus is cut into pieces; each is cleaned and tokenized into an artifact of its own in a folder beside the output,
+by any number of processes or machines; then each language's pieces are joined, without duplicates. What is done is
+known by a hash of all that decides it: a killed run goes on where it was, and the same input gives the same bytes
+whoever did which part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..artifact import open_artifact, refuse_other, refuse_overlap, writing
-from ..errors import ArtifactError, DataError, SettingsError
-from ..progress import Bar, bar, duration
-from ..settings import in_range
-from .formats import Document
-from .shards import KIND, NO_ARTICLE, LanguageWriter
-from .sources import Files, Hub, Source, is_language_code
+from .. import workers
+from ..artifact import Draft, open_artifact, refuse_other, refuse_overlap, write_text, writing
+from ..errors import ArtifactError, DataError
+from ..progress import duration
+from .articles import number_articles
+from .cleaning import Cleaner
+from .encode import PieceTask, Treatment, encode_piece
+from .job import Job, working_in
+from .merge import LanguageTask, merge_language
+from .prepare_settings import PrepareSettings
+from .report import BAD_LINES, REPORT, LanguageReport, Tally, languages_of, table, told
+from .sample import SampleTask, count_characters, even_shares, take_sample
+from .shards import KIND
+from .sources import find_text
 from .tokenizer import Tokenizer
 
-_CHUNK_CHARACTERS = 1_000_000
+__all__ = ["PrepareSettings", "prepare"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
-    """Turn text into token shards."""
-
-    corpus: str = ""
-    """folder of corpus.<lang>.jsonl, <lang>.jsonl or <lang>.txt files (also .gz), or one such file"""
-    out: str
-    """folder to write"""
-    dataset: str = ""
-    """instead of CORPUS: a Hugging Face dataset to stream, owner/name, owner/name:configuration or a folder of one"""
-    split: str = ""
-    """which part of the dataset; empty: train"""
-    language: str = ""
-    """language code of the dataset's text, such as sw; files state theirs by name"""
-    tokenizer: str = ""
-    """tokenizer folder, .model or vocab.txt; empty: train one on this corpus"""
-    vocab_size: int = 8000
-    """size of the tokenizer trained, special tokens included"""
-    tokenizer_characters: int = 10_000_000
-    """at most this much text trains it, spread evenly over the languages"""
-    field: str = "text"
-    """key of the text in .jsonl lines, or the dataset's column"""
-    min_tokens: int = 8
-    """drop documents of fewer tokens"""
-    overwrite: bool = False
-    """replace OUT if it holds token shards made from something else"""
-
-    def __post_init__(self) -> None:
-        if bool(self.corpus) == bool(self.dataset):
-            given = "got both" if self.corpus else "got neither (one word alone is OUT)"
-            raise SettingsError(f"give CORPUS, a folder or file of text, or --dataset, a Hugging Face dataset; {given}")
-        if self.dataset and not is_language_code(self.language):
-            raise SettingsError(f"--dataset needs --language with a code such as sw, got {self.language!r}")
-        if self.corpus and (self.language or self.split):
-            option = "language" if self.language else "split"
-            raise SettingsError(f"--{option} is only for --dataset; the files of CORPUS state their language by name")
-        in_range("vocab_size", self.vocab_size, 16, 2**31 - 1)
-        in_range("tokenizer_characters", self.tokenizer_characters, 1000, 2**40)
-        in_range("min_tokens", self.min_tokens, 1, 2**31 - 1)
-
-
-@dataclass
-class LanguageReport:
-    """What happened to one language's text."""
-
-    documents: int = 0
-    tokens: int = 0
-    words: int = 0
-    too_short: int = 0
-    duplicates: int = 0
+_TOKENIZER = "prepared tokenizer"
+# Settings that cannot change a byte, and those whose content counts and not their name.
+_APART = ("corpus", "out", "dataset", "split", "tokenizer", "bad_lines", "workers", "ray_address", "overwrite")
 
 
 def prepare(settings: PrepareSettings) -> Path:
     """Write the shards and return their path; an output made from the same input before is kept as it is."""
     out = Path(settings.out)
-    refuse_overlap(out, [settings.corpus, settings.dataset, settings.tokenizer])
+    work = out.resolve().with_name(f"{out.resolve().name}.pieces")
+    for place in (out, work):
+        refuse_overlap(place, [settings.corpus, settings.dataset, settings.tokenizer])
     refuse_other(out, KIND)
-    source = _source(settings)
-    made_from = _fingerprint(settings, source)
-    if out.exists() and not settings.overwrite:
-        _check_same(out, made_from)
-        _say(f"{out} was made from the same input before: kept")
-        return out
     given = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
-    survey = source.survey
-    tokenizer = given or _train(settings, source)
-    reports: dict[str, LanguageReport] = {}
-    with writing(out, KIND, overwrite=settings.overwrite) as draft:
-        numbers: dict[str, int] = {}  # article id to article number, over all languages
-        with bar("Preparing", sum(survey.documents.values()), "documents") as running:
-            for language in survey.documents:
-                with LanguageWriter(draft.folder, language, tokenizer.vocab_size) as writer:
-                    reports[language] = _encode(
-                        settings, source.documents(language), tokenizer, writer, numbers, running
-                    )
-                if not writer.documents:
-                    _say(f"{language}: no document of at least {settings.min_tokens} tokens: the language is left out")
-                    for name in ("tokens", "offsets", "articles"):
-                        (draft.folder / f"{name}.{language}.npy").unlink()
-        kept = [language for language, report in reports.items() if report.documents]
-        if not kept:
-            least = settings.min_tokens
-            raise DataError(f"{source.name}: no document has {least} tokens or more; give a smaller --min_tokens")
-        tokenizer.save(draft.folder / "tokenizer")
-        draft.meta |= {
-            "made_from": made_from,
-            "languages": kept,
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": tokenizer.fingerprint,
-            "articles": len(numbers),
-            "report": {language: asdict(report) for language, report in reports.items()},
-        }
-    _say(_table(reports))
+    with working_in(work):
+        job = Job(settings, find_text(settings, work), work)
+        made_from = _fingerprint(job, given)
+        if out.exists() and not settings.overwrite:
+            _check_same(out, made_from)
+            job.keep_only([], "fetched")
+            _say(f"{out} was made from the same input before: kept")
+        else:
+            _make(job, made_from, given)
     return out
 
 
-def _encode(
-    settings: PrepareSettings,
-    documents: Iterator[Document],
-    tokenizer: Tokenizer,
-    writer: LanguageWriter,
-    numbers: dict[str, int],
-    running: Bar,
-) -> LanguageReport:
-    report = LanguageReport()
-    seen: set[bytes] = set()
-    for chunk in _chunks(documents):
-        fresh: list[Document] = []
-        for document in chunk:
-            key = hashlib.blake2b(" ".join(document.text.split()).encode(), digest_size=8).digest()
-            if key in seen:
-                report.duplicates += 1
-            else:
-                seen.add(key)
-                fresh.append(document)
-        kept, articles = [], []
-        for document, ids in zip(fresh, tokenizer.encode([document.text for document in fresh]), strict=True):
-            if len(ids) < settings.min_tokens:
-                report.too_short += 1
-                continue
-            report.words += len(document.text.split())
-            kept.append(ids)
-            article = document.article
-            articles.append(NO_ARTICLE if article is None else numbers.setdefault(article, len(numbers)))
-        writer.append(kept, articles)
-        running.advance(len(chunk), language=chunk[0].language)
-    report.documents, report.tokens = writer.documents, writer.tokens
-    return report
+def _make(job: Job, made_from: str, given: Tokenizer | None) -> None:
+    settings = job.settings
+    folder, tokenizer = _tokenizer(job, made_from, given)
+    tasks = job.pieces(_treatment(job, str(folder), tokenizer.fingerprint))
+    job.keep_only((task.out for task in tasks), "piece")
+    tally = Tally(settings.bad_lines)
+    tally.add(job.text.facts)
+    facts = job.run(encode_piece, tasks, "Preparing", "pieces", _name_of, tally.add)
+    tally.check()
+    reports = languages_of(facts)
+    merges = []
+    for language in reports:
+        pieces = [str(task.out) for task, fact in zip(tasks, facts, strict=True) if language in fact["kept"]]
+        if pieces:
+            merges.append(
+                LanguageTask(
+                    language=language,
+                    pieces=tuple(pieces),
+                    vocab_size=tokenizer.vocab_size,
+                    exact=settings.exact_duplicates,
+                    near=settings.near_duplicates,
+                    folder=str(job.work),
+                )
+            )
+        else:
+            _say(f"{language}: no document of at least {settings.min_tokens} tokens: the language is left out")
+    if not merges:
+        least = settings.min_tokens
+        raise DataError(f"{job.text.where}: no document has {least} tokens or more; give a smaller --min_tokens")
+    job.keep_only((merge.out for merge in merges), "language")
+    joined = job.run(merge_language, merges, "Joining", "languages", lambda merge: merge.language)
+    for merge, found in zip(merges, joined, strict=True):
+        reports[merge.language].add(found)
+    bad = [job.text.bad_lines] if job.text.bad_lines else []
+    bad += [task.out / BAD_LINES for task, fact in zip(tasks, facts, strict=True) if fact["bad"]]
+    about = told(reports, [job.text.facts, *facts])
+    with writing(settings.out, KIND, overwrite=settings.overwrite) as draft:
+        draft.meta |= about | {
+            "made_from": made_from,
+            "languages": [merge.language for merge in merges],
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer.fingerprint,
+            "articles": _assemble(job.work, merges, bad, draft),
+        }
+        tokenizer.save(draft.folder / "tokenizer")
+        write_text(draft.folder / REPORT, json.dumps(about, ensure_ascii=False, indent=1) + "\n")
+    job.finish()
+    _tell(job, reports, about["bad_lines"])
 
 
-def _source(settings: PrepareSettings) -> Source:
-    if settings.dataset:
-        return Hub(settings.dataset, settings.split or "train", settings.language, settings.field)
-    return Files(settings.corpus, settings.field)
+def _assemble(work: Path, merges: Sequence[LanguageTask], bad: Sequence[Path], draft: Draft) -> int:
+    """Put the joined languages into the output; returns the number of articles."""
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        hashes = {merge.language: merge.out / "articles.npy" for merge in merges}
+        articles = number_articles(hashes, draft.folder, Path(scratch))
+    for merge in merges:
+        for name in ("tokens", "offsets"):
+            (merge.out / f"{name}.npy").rename(draft.folder / f"{name}.{merge.language}.npy")
+    for file in bad:
+        with (draft.folder / BAD_LINES).open("ab") as stream, file.open("rb") as source:
+            shutil.copyfileobj(source, stream)
+    return articles
 
 
-def _train(settings: PrepareSettings, source: Source) -> Tokenizer:
-    budget = _even_shares(source.survey.characters, settings.tokenizer_characters)
+def _tokenizer(job: Job, made_from: str, given: Tokenizer | None) -> tuple[Path, Tokenizer]:
+    """The tokenizer given, or one trained, once; and a copy where workers find it."""
+    path = job.work / f"tokenizer-{given.fingerprint if given else made_from}"
+    job.keep_only([path], "tokenizer")
+    folder = path / "tokenizer"
+    if workers.finished(path, _TOKENIZER) is None:
+        tokenizer = given or _train(job)
+        with writing(path, _TOKENIZER) as draft:
+            tokenizer.save(draft.folder / "tokenizer")
+    else:
+        tokenizer = given or Tokenizer.load(folder)
+    return folder, tokenizer
+
+
+def _train(job: Job) -> Tokenizer:
+    settings, tasks = job.settings, job.pieces(_treatment(job, "", ""))
+    sizes: dict[str, int] = {}
+    before = []
+    for counted in job.run(count_characters, tasks, "Checking", "pieces", _name_of):
+        before.append(dict(sizes))
+        for language, count in counted.items():
+            sizes[language] = sizes.get(language, 0) + count
+    if not sizes:
+        raise DataError(f"{job.text.where}: there is no document in it")
+    wanted = even_shares(sizes, settings.tokenizer_characters)
+    samples = [SampleTask(task, passed, sizes, wanted) for task, passed in zip(tasks, before, strict=True)]
+    taken = job.run(take_sample, samples, "Reading for the tokenizer", "pieces", lambda sample: _name_of(sample.task))
+    texts = [text for piece in taken for text in piece]
+    # SentencePiece has all it asked for and says no more until it is done
+    _say(f"training a tokenizer of {settings.vocab_size} on {sum(map(len, texts)):,} characters")
     start = time.monotonic()
-    tokenizer = Tokenizer.train(_sample(source, budget, settings.vocab_size), settings.vocab_size)
+    tokenizer = Tokenizer.train(texts, settings.vocab_size)
     _say(f"trained the tokenizer in {duration(time.monotonic() - start)}")
     return tokenizer
 
 
-def _even_shares(sizes: dict[str, int], total: int) -> dict[str, int]:
-    """Share out `total`: the same for all, and what small ones cannot use goes to the others."""
-    shares: dict[str, int] = {}
-    for done, (name, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
-        shares[name] = min(size, (total - sum(shares.values())) // (len(sizes) - done))
-    return shares
+def _treatment(job: Job, tokenizer: str, fingerprint: str) -> Treatment:
+    return Treatment(
+        tokenizer=tokenizer,
+        fingerprint=fingerprint,
+        field=job.text.field,
+        language_field=job.text.language_field,
+        clean=job.settings.clean,
+        min_tokens=job.settings.min_tokens,
+        signatures=job.settings.near_duplicates > 0,
+    )
 
 
-def _sample(source: Source, budget: dict[str, int], vocab_size: int) -> Iterator[str]:
-    """Documents spread evenly over each language's text, cut off at its budget."""
-    read, taken = dict.fromkeys(budget, 0), dict.fromkeys(budget, 0)
-    with bar("Reading for the tokenizer", sum(source.survey.characters.values()), "characters") as running:
-        for document in source.documents():
-            language = document.language
-            allowed, size = budget[language], source.survey.characters[language]
-            if taken[language] * size <= read[language] * allowed and taken[language] < allowed:
-                text = document.text[: allowed - taken[language]]
-                taken[language] += len(text)
-                yield text
-            read[language] += len(document.text)
-            running.advance(len(document.text))
-    # SentencePiece has all it asked for and says no more until it is done
-    _say(f"training a tokenizer of {vocab_size} on {sum(taken.values()):,} characters")
-
-
-def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    characters = 0
-    for document in documents:
-        chunk.append(document)
-        characters += len(document.text)
-        if characters >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _fingerprint(settings: PrepareSettings, source: Source) -> str:
+def _fingerprint(job: Job, given: Tokenizer | None) -> str:
     """What the output depends on: the text, the tokenizer and the settings, but no path."""
-    facts: dict[str, Any] = asdict(settings)
-    for name in ("corpus", "out", "dataset", "split", "language", "field", "tokenizer", "overwrite"):
+    facts: dict[str, Any] = asdict(job.settings)
+    for name in _APART:
         del facts[name]
-    if settings.tokenizer:
+    if given:
         del facts["vocab_size"], facts["tokenizer_characters"]
-        facts["tokenizer"] = Tokenizer.load(settings.tokenizer).fingerprint
-    facts["text"] = source.fingerprint()
+        facts["tokenizer"] = given.fingerprint
+    languages = [language for language, _ in job.text.files]
+    facts["text"] = list(zip(languages, job.text.names, job.contents, strict=True))
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -231,13 +196,19 @@ def _check_same(out: Path, made_from: str) -> None:
         raise ArtifactError(f"{out} was made from another input or with other settings; give --overwrite to replace it")
 
 
-def _table(reports: dict[str, LanguageReport]) -> str:
-    lines = [f"{'':8}{'documents':>12}{'tokens':>15}{'tokens/word':>13}{'too short':>11}{'duplicates':>12}"]
-    for language, row in reports.items():
-        ratio = f"{row.tokens / row.words:.2f}" if row.words else "-"
-        dropped = f"{row.too_short:>11,}{row.duplicates:>12,}"
-        lines.append(f"{language:8}{row.documents:>12,}{row.tokens:>15,}{ratio:>13}{dropped}")
-    return "\n".join(lines)
+def _tell(job: Job, reports: dict[str, LanguageReport], bad: dict[str, Any]) -> None:
+    _say(table(reports))
+    if bad["count"]:
+        _say(f"{bad['count']:,} bad lines of {bad['of']:,} were left out, all in {BAD_LINES}; the first:")
+        for where, problem in bad["first"]:
+            _say(f"  {where}: {problem}")
+    if unjudged := Cleaner(job.settings.clean).unjudged(reports):
+        _say(f"not looked at by the language check, which does not know them: {', '.join(unjudged)}")
+
+
+def _name_of(task: PieceTask) -> str:
+    piece = task.piece
+    return f"{piece.file}, from line {piece.first_line}" if piece.start else str(piece.file)
 
 
 def _say(text: str) -> None:

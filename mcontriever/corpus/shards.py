@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ..artifact import Artifact, open_artifact
 from ..errors import ArtifactError
@@ -25,6 +26,8 @@ from .tokenizer import Tokenizer
 KIND = "token shards"
 NO_ARTICLE = -1
 _HEADER_BYTES = 128
+_BLOCK = 2**22
+_CONTENT = re.compile(r"(tokens|offsets|articles)\..+\.npy|tokenizer/.+")
 
 
 class Shards:
@@ -33,13 +36,18 @@ class Shards:
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
         self.path = artifact.path
-        self.languages: list[str] = list(artifact.meta["languages"])
-        self.vocab_size = int(artifact.meta["vocab_size"])
-        self.article_count = int(artifact.meta["articles"])
+        try:
+            self.languages: list[str] = [str(language) for language in artifact.meta["languages"]]
+            self.vocab_size = int(artifact.meta["vocab_size"])
+            self.article_count = int(artifact.meta["articles"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{self.path}: its manifest is damaged ({error!r}); write the folder again") from error
         for language in self.languages:
-            offsets = self.offsets(language)
-            if offsets[0] != 0 or offsets[-1] != len(self.tokens(language)):
+            offsets, articles = self.offsets(language), self.articles(language)
+            if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(self.tokens(language)):
                 raise ArtifactError(f"{self.path}: offsets.{language}.npy does not fit tokens.{language}.npy")
+            if len(offsets) != len(articles) + 1:
+                raise ArtifactError(f"{self.path}: articles.{language}.npy does not fit offsets.{language}.npy")
 
     @classmethod
     def open(cls, path: Path | str, verify: bool = True) -> Shards:
@@ -47,7 +55,25 @@ class Shards:
 
         Sizes and the ends of the offsets are still looked at, which takes the same short time for any corpus.
         """
-        return cls(open_artifact(path, KIND, verify=verify))
+        shards = cls(open_artifact(path, KIND, verify=verify))
+        if verify:
+            for language in shards.languages:
+                shards._check_content(language)
+        return shards
+
+    def _check_content(self, language: str) -> None:
+        """What checksums cannot tell: that a program wrote what training can use."""
+        for block in _blocks(self.offsets(language), overlap=1):
+            if (np.diff(block) <= 0).any():
+                raise ArtifactError(f"{self.path}: offsets.{language}.npy does not rise; prepare the shards again")
+        for name, array, bound in (
+            ("tokens", self.tokens(language), self.vocab_size),
+            ("articles", self.articles(language), self.article_count),
+        ):
+            most = max((int(block.max()) for block in _blocks(array)), default=0)
+            if most >= bound > 0:
+                what = "the vocabulary has" if name == "tokens" else "articles are"
+                raise ArtifactError(f"{self.path}: {name}.{language}.npy holds number {most}, but {what} {bound}")
 
     def tokens(self, language: str) -> NDArray[Any]:
         """(T,) all token ids of a language, document after document, without special tokens."""
@@ -64,7 +90,8 @@ class Shards:
     @property
     def fingerprint(self) -> str:
         """One hash of languages, tokens, borders, articles and tokenizer; not of where they lie or came from."""
-        content = [self.languages, sorted((name, facts["sha256"]) for name, facts in self._artifact.files.items())]
+        files = self._artifact.files.items()
+        content = [self.languages, sorted((name, facts["sha256"]) for name, facts in files if _CONTENT.fullmatch(name))]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def tokenizer(self) -> Tokenizer:
@@ -84,24 +111,30 @@ class Shards:
         return array
 
 
+def _blocks(array: NDArray[Any], overlap: int = 0) -> Iterator[NDArray[Any]]:
+    return (array[start : start + _BLOCK + overlap] for start in range(0, len(array), _BLOCK))
+
+
 class LanguageWriter:
     """Writes one language's three arrays chunk by chunk, so that memory does not grow with the corpus."""
 
     def __init__(self, folder: Path, language: str, vocab_size: int) -> None:
-        dtype = np.min_scalar_type(vocab_size - 1)
-        self._tokens = _GrowingArray(folder / f"tokens.{language}.npy", dtype)
-        self._offsets = _GrowingArray(folder / f"offsets.{language}.npy", np.dtype(np.int64))
-        self._articles = _GrowingArray(folder / f"articles.{language}.npy", np.dtype(np.int64))
+        self._tokens = GrowingArray(folder / f"tokens.{language}.npy", np.min_scalar_type(vocab_size - 1))
+        self._offsets = GrowingArray(folder / f"offsets.{language}.npy", np.int64)
+        self._articles = GrowingArray(folder / f"articles.{language}.npy", np.int64)
         self._offsets.append(np.zeros(1, dtype=np.int64))
 
     def append(self, documents: list[NDArray[np.int32]], articles: Iterable[int]) -> None:
         """Add documents with their article numbers."""
-        if not documents:
-            return
-        ends = self._tokens.count + np.cumsum([len(document) for document in documents])
-        self._tokens.append(np.concatenate(documents))
-        self._offsets.append(ends)
-        self._articles.append(np.array(list(articles)))
+        if documents:
+            lengths = np.array([len(document) for document in documents])
+            self.extend(np.concatenate(documents), lengths, np.array(list(articles)))
+
+    def extend(self, tokens: NDArray[Any], lengths: NDArray[Any], articles: NDArray[Any]) -> None:
+        """Add documents whose tokens lie one after another: (T,) tokens, (documents,) lengths and article numbers."""
+        self._offsets.append(self._tokens.count + np.cumsum(lengths))
+        self._tokens.append(tokens)
+        self._articles.append(articles)
 
     @property
     def documents(self) -> int:
@@ -123,22 +156,26 @@ class LanguageWriter:
             array.close()
 
 
-class _GrowingArray:
-    """A one-dimensional .npy file whose length is known only at the end: the header is written again then."""
+class GrowingArray:
+    """A one-dimensional .npy file whose length is known only at the end: the header is written again then.
 
-    def __init__(self, file: Path, dtype: np.dtype[Any]) -> None:
-        self._dtype, self.count = dtype.newbyteorder("<"), 0
-        self._stream: IO[bytes] = file.open("wb")
-        self._stream.write(self._header())
+    The file is open only while something is added: a piece of a crawl may hold more languages than files may be open.
+    """
+
+    def __init__(self, file: Path, dtype: DTypeLike) -> None:
+        self._file, self._dtype, self.count = file, np.dtype(dtype).newbyteorder("<"), 0
+        file.write_bytes(self._header())
 
     def append(self, values: NDArray[Any]) -> None:
-        self._stream.write(values.astype(self._dtype).tobytes())
+        """Add to the end."""
+        with self._file.open("ab") as stream:
+            stream.write(np.ascontiguousarray(values, dtype=self._dtype).data)
         self.count += len(values)
 
     def close(self) -> None:
-        self._stream.seek(0)
-        self._stream.write(self._header())
-        self._stream.close()
+        """State the length; before, the file says it is empty."""
+        with self._file.open("r+b") as stream:
+            stream.write(self._header())
 
     def _header(self) -> bytes:
         magic = np.lib.format.magic(1, 0)

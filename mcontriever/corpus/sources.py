@@ -1,117 +1,123 @@
-"""Where `prepare` reads from: files in a folder, or a Hugging Face dataset, behind one face.
+"""Where `prepare` reads from: files in a folder, or a Hugging Face dataset, which becomes files first.
 
-Either is read several times from start to end and never held; what was read is known by a hash, so that an output made
-from the same text before can be told from any other.
+A name on the hub says nothing of what lies there today, so its text is fetched once and then is read as any other:
+several times, in pieces, by several processes. What was read is known by a hash, so that an output made from the same
+text before can be told from any other.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from ..artifact import blocks, sha256
+from .. import workers
+from ..artifact import open_artifact, sha256, writing
 from ..errors import DataError
-from ..progress import bar, track
-from .formats import Document, document_files, language_of, read_documents, read_hub, unread_files
+from ..progress import track
+from .files import language_files, unread_files
+from .formats import Document
+from .prepare_settings import PrepareSettings
+from .readers import Layout, Piece, pieces, stream_hub
+from .report import BAD_LINES, BadLines
+
+FETCHED = "fetched text"
+_FILE_CHARACTERS = 2**26  # of fetched text in a file
 
 
-@dataclass
-class Survey:
-    """What a first reading finds: documents and characters per language."""
+@dataclass(frozen=True)
+class Text:
+    """Text to be read: its `files` with their languages ("" where the rows state theirs), and how to read them.
 
-    documents: dict[str, int] = field(default_factory=dict)
-    characters: dict[str, int] = field(default_factory=dict)
+    `where` is what errors call it; `facts` and `bad_lines` tell of rows that never became lines of a file.
+    """
 
+    where: str
+    files: list[tuple[str, Path]]
+    field: str
+    language_field: str
+    names: list[str]
+    facts: Mapping[str, Any]
+    bad_lines: Path | None
 
-class Source(Protocol):
-    """Documents that can be read again and again."""
-
-    name: str
-
-    def documents(self, language: str = "") -> Iterator[Document]:
-        """All of them, or those of one language, in an order that stays."""
-
-    @property
-    def survey(self) -> Survey:
-        """Every document is read and checked once, the first time this is asked for."""
-
-    def fingerprint(self) -> Any:
-        """What decides the text, as JSON: equal only if the text is."""
-
-
-class Files:
-    """A folder of text files, or one file; see `read_documents`."""
-
-    def __init__(self, path: str, field: str) -> None:
-        self.name, self._field = path, field
-        self._files = document_files(path)
-        if passed_over := unread_files(path):
-            sys.stderr.write(f"{path}: not read, as their names are not of the form <lang>.jsonl or <lang>.txt: ")
-            sys.stderr.write(f"{', '.join(passed_over)}\n")
-
-    def documents(self, language: str = "") -> Iterator[Document]:
-        """See `Source`."""
-        for file in self._files:
-            if not language or language_of(file) == language:
-                yield from read_documents(file, self._field)
-
-    @cached_property
-    def survey(self) -> Survey:
-        """See `Source`."""
-        return _take(self)
-
-    def fingerprint(self) -> Any:
-        """Names and bytes of the files, wherever they lie."""
-        with bar("Reading", sum(map(blocks, self._files)), "MiB") as running:
-            hashes = [[file.name, sha256(file, running)] for file in self._files]
-        return {"field": self._field, "files": hashes}
+    def pieces(self, layout: Layout, target_bytes: int) -> list[Piece]:
+        """What is read by itself, in order."""
+        found = []
+        for language, file in self.files:
+            found += pieces(
+                file,
+                language_field=self.language_field,
+                language=language,
+                layout=layout,
+                target_bytes=target_bytes,
+            )
+        return found
 
 
-class Hub:
-    """One split of a Hugging Face dataset in one language, streamed anew at every reading; see `read_hub`."""
-
-    def __init__(self, dataset: str, split: str, language: str, field: str) -> None:
-        self.name, self._language = f"{dataset}[{split}]", language
-        self._read: Callable[[], Iterator[Document]] = lambda: read_hub(dataset, split, language, field)
-        self._digest = hashlib.sha256()
-
-    def documents(self, language: str = "") -> Iterator[Document]:
-        """See `Source`."""
-        if language in ("", self._language):
-            yield from self._read()
-
-    @cached_property
-    def survey(self) -> Survey:
-        """See `Source`. The text is hashed on the way: a name on the hub says nothing of what lies there today."""
-        return _take(self, lambda document: self._digest.update(_line(document)))
-
-    def fingerprint(self) -> Any:
-        """The text itself with its ids, and how many documents there are."""
-        return {"language": self._language, "documents": self.survey.documents, "text": self._digest.hexdigest()}
+def find_text(settings: PrepareSettings, work: Path) -> Text:
+    """The files that the settings name; a dataset is fetched into the folder `work`, unless it lies there."""
+    if settings.dataset:
+        return _fetched(settings, work)
+    given = {"language": settings.language, "language_field": settings.language_field}
+    files = language_files(settings.corpus, **given)
+    if passed_over := unread_files(settings.corpus, **given):
+        sys.stderr.write(f"{settings.corpus}: not read, as no name states their language: {', '.join(passed_over)}\n")
+    root = Path(settings.corpus)
+    names = [(file.relative_to(root) if root.is_dir() else Path(file.name)).as_posix() for _, file in files]
+    none = {"read": {}, "bad": 0, "first_bad": []}
+    return Text(settings.corpus, files, settings.field, settings.language_field, names, none, None)
 
 
-def _line(document: Document) -> bytes:
-    return json.dumps([document.id, document.article, document.text], ensure_ascii=False).encode() + b"\n"
+def content_of(file: Path) -> str:
+    """What tells a file from any other."""
+    return sha256(file)
 
 
-def _take(source: Source, notice: Callable[[Document], None] = lambda document: None) -> Survey:
-    survey = Survey()
-    for document in track(source.documents(), "Checking", "documents"):
-        notice(document)
-        language = document.language
-        survey.documents[language] = survey.documents.get(language, 0) + 1
-        survey.characters[language] = survey.characters.get(language, 0) + len(document.text)
-    if not survey.documents:
-        raise DataError(f"{source.name}: there is no document in it")
-    return survey
+def _fetched(settings: PrepareSettings, work: Path) -> Text:
+    split = settings.split or "train"
+    where = f"{settings.dataset}[{split}]"
+    given = (settings.language, settings.field, settings.language_field)
+    asked = [settings.dataset, split, *given, bool(settings.bad_lines)]
+    folder = work / f"fetched-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
+    if workers.finished(folder, FETCHED) is None:
+        rows = stream_hub(settings.dataset, split, *given[:2], language_field=settings.language_field)
+        with writing(folder, FETCHED) as draft:
+            bad = BadLines(draft.folder / BAD_LINES, strict=not settings.bad_lines)
+            lines = track(map(_line, bad.taken_from(rows)), f"Fetching {where}", "documents")
+            for number in itertools.count():
+                if not _write_some(draft.folder / f"{number:06}.jsonl", lines):
+                    break
+            if not number:
+                raise DataError(f"{where}: there is no document in it")
+            draft.meta |= {"read": {}, "bad": bad.count, "first_bad": bad.first}
+    else:
+        sys.stderr.write(f"{where}: read as it was fetched before; to fetch it anew, remove {folder}\n")
+    artifact = open_artifact(folder, FETCHED, verify=False)
+    names = [name for name in sorted(artifact.files) if name != BAD_LINES]
+    files = [("", artifact.file(name)) for name in names]
+    bad_lines = folder / BAD_LINES if artifact.meta["bad"] else None
+    return Text(where, files, "text", "language", names, artifact.meta, bad_lines)
 
 
-def is_language_code(text: str) -> bool:
-    """Whether a file's name could state this language: `sw`, `zh-Hant`."""
-    return language_of(Path(f"{text}.txt")) == text != ""
+def _write_some(file: Path, lines: Iterator[str]) -> bool:
+    """One file's worth; False, and no file, if there is no more."""
+    first = next(lines, None)
+    if first is None:
+        return False
+    with file.open("w", encoding="utf-8") as stream:
+        size = stream.write(first)
+        while size < _FILE_CHARACTERS and (line := next(lines, None)) is not None:
+            size += stream.write(line)
+    return True
+
+
+def _line(document: Document) -> str:
+    row: dict[str, Any] = {"_id": document.id, "language": document.language, "text": document.text}
+    if document.article is not None:
+        row["article"] = document.article
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -165,6 +165,14 @@ class Tokenizer:
         return str(self._backend.decode([int(number) for number in ids], skip_special_tokens=True))
 
     @cached_property
+    def pieces(self) -> tuple[list[str], NDArray[np.bool_]]:
+        """The text of every id without its word mark, and (V,) whether a word begins with it; V ids."""
+        pieces = [str(self._backend.id_to_token(number)) for number in range(self.vocab_size)]
+        if self._family == "BertTokenizer":
+            return [piece.removeprefix("##") for piece in pieces], np.array([piece[:2] != "##" for piece in pieces])
+        return [piece.removeprefix("▁") for piece in pieces], np.array([piece[:1] == "▁" for piece in pieces])
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides ids: the vocabulary with its scores and merges, and the ids of probe texts."""
         model = json.loads(self._backend.to_str())["model"]

@@ -9,7 +9,6 @@ import pytest
 
 from mcontriever.artifact import open_artifact
 from mcontriever.corpus import NO_ARTICLE, LanguageWriter, PrepareSettings, Shards, prepare
-from mcontriever.corpus.prepare import _even_shares
 from mcontriever.errors import ArtifactError, DataError, SettingsError, UsageError
 
 ENGLISH = [
@@ -64,15 +63,29 @@ def test_shards_hold_every_document_once_in_order(corpus, tmp_path, capsys):
     assert shards.article_count == 3
     assert shards.tokens("en").dtype == np.uint8
     assert shards.vocab_size == shards.tokenizer().vocab_size == 50
-    report = open_artifact(shards.path, "token shards").meta["report"]
-    words = len(("Coffee " + " ".join(ENGLISH[row]["text"] for row in (0, 1, 4))).split())
+    meta = open_artifact(shards.path, "token shards").meta
+    texts = ["Coffee\n" + ENGLISH[0]["text"], ENGLISH[1]["text"], ENGLISH[4]["text"]]
+    words, characters = len(" ".join(texts).split()), len("".join(texts))
     tokens = len(shards.tokens("en"))
-    assert report["en"] == {"documents": 3, "tokens": tokens, "words": words, "too_short": 1, "duplicates": 1}
+    assert meta["report"]["en"] == {
+        "read": 5,
+        "documents": 3,
+        "tokens": tokens,
+        "words": words,
+        "characters": characters,
+        "exact_duplicates": 1,
+        "near_duplicates": 0,
+        "dropped": {"too_few_tokens": 1},
+        "tokens_per_word": round(tokens / words, 4),
+        "characters_per_token": round(characters / tokens, 4),
+    }
+    assert meta["bad_lines"] == {"count": 0, "of": 8, "first": []}
+    written = json.loads((shards.path / "report.json").read_text())
+    assert written == {name: meta[name] for name in ("report", "bad_lines")}
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert ["en", "3", f"{tokens}", f"{tokens / words:.2f}", "1", "1"] in [
-        line.split() for line in printed.err.splitlines()
-    ]
+    rates = [f"{tokens / words:.2f}", f"{characters / tokens:.2f}"]
+    assert ["en", "3", f"{tokens}", *rates, "1", "0", "1"] in [line.split() for line in printed.err.splitlines()]
 
 
 def test_same_input_same_bytes(corpus, tmp_path):
@@ -183,8 +196,9 @@ def test_nothing_to_prepare_is_an_error(corpus, tmp_path, capsys):
         prepare(settings(corpus, tmp_path / "shards", min_tokens=500))
     assert not (tmp_path / "shards").exists()
     write(corpus, en=[], sw=[])
-    with pytest.raises(DataError, match="there is no document in it"):
+    with pytest.raises(DataError, match=r"corpus\.en\.jsonl: empty; expected one document"):
         prepare(settings(corpus, tmp_path / "shards"))
+    assert not (tmp_path / "shards").exists()
     capsys.readouterr()
     write(corpus, en=ENGLISH, sw=[{"_id": "1", "text": "mbegu"}])
     shards = Shards.open(prepare(settings(corpus, tmp_path / "shards", vocab_size=45)))
@@ -231,10 +245,11 @@ def test_a_hugging_face_dataset_gives_the_same_shards_as_its_files(tmp_path, cap
     [
         ({"corpus": "a", "dataset": "b", "language": "sw"}, "got both"),
         ({}, "a Hugging Face dataset; got neither (one word alone is OUT)"),
-        ({"dataset": "b"}, "--dataset needs --language with a code such as sw, got ''"),
-        ({"dataset": "b", "language": "../x"}, "--dataset needs --language with a code such as sw, got '../x'"),
-        ({"corpus": "a", "language": "sw"}, "--language is only for --dataset"),
+        ({"dataset": "b"}, "--dataset needs --language with a code such as sw, or --language_field"),
+        ({"dataset": "b", "language": "../x"}, "language must be a code such as sw, got '../x'"),
+        ({"corpus": "a", "language": "sw", "language_field": "lang"}, "not both"),
         ({"corpus": "a", "split": "test"}, "--split is only for --dataset"),
+        ({"corpus": "a", "bad_lines": 1.5}, "bad_lines must be a share below 1 or a whole number, got 1.5"),
     ],
 )
 def test_corpus_or_dataset(given, words):
@@ -250,11 +265,6 @@ def test_settings_out_of_range(changes):
         settings("in", "out", **changes)
 
 
-def test_even_shares_give_what_small_languages_cannot_use_to_the_others():
-    assert _even_shares({"a": 10, "b": 1000, "c": 500}, 310) == {"a": 10, "c": 150, "b": 150}
-    assert _even_shares({"a": 10, "b": 20}, 1000) == {"a": 10, "b": 20}
-
-
 @pytest.mark.parametrize(("vocabulary", "dtype"), [(256, "u1"), (257, "u2"), (65536, "u2"), (65537, "u4")])
 def test_arrays_grow_chunk_by_chunk_in_the_smallest_type(tmp_path, vocabulary, dtype):
     chunks = [[np.array([1, 2, vocabulary - 1]), np.array([5])], [], [np.array([7, 8])]]
@@ -267,3 +277,22 @@ def test_arrays_grow_chunk_by_chunk_in_the_smallest_type(tmp_path, vocabulary, d
     assert np.load(tmp_path / "offsets.en.npy").tolist() == [0, 3, 4, 6]
     assert np.load(tmp_path / "articles.en.npy").tolist() == [0, 1, 0]
     assert (writer.documents, writer.tokens) == (3, 6)
+
+
+def test_bad_rows_of_a_dataset_are_left_out_and_told(tmp_path, capsys):
+    pytest.importorskip("datasets")
+    (tmp_path / "dataset").mkdir()
+    rows = [{"lang": "sw", **SWAHILI[0]}, {"lang": "x y", **SWAHILI[1]}, {"lang": "en", **ENGLISH[4]}]
+    (tmp_path / "dataset" / "train.jsonl").write_text(
+        "".join(json.dumps({"article": "", **row}) + "\n" for row in rows)
+    )
+    given = {"dataset": str(tmp_path / "dataset"), "language_field": "lang", "vocab_size": 40}
+    with pytest.raises(DataError, match=r"\[train\]:2: expected a language code such as sw under 'lang'"):
+        prepare(PrepareSettings(out=str(tmp_path / "strict"), **given))
+    assert not (tmp_path / "strict.pieces").exists()
+    out = prepare(PrepareSettings(out=str(tmp_path / "shards"), bad_lines=1, **given))
+    assert Shards.open(out).languages == ["en", "sw"]
+    listed = [json.loads(line)["where"] for line in (out / "bad-lines.jsonl").read_text().splitlines()]
+    assert [where.rpartition("/")[2] for where in listed] == ["dataset[train]:2"]
+    assert "1 bad lines of 3 were left out" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "shards"]

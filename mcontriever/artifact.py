@@ -159,11 +159,16 @@ def blocks(path: Path) -> int:
 
 def write_text(path: Path | str, text: str) -> None:
     """Write one small file so that readers see the old text or the new, never a part."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """As `write_text`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content)
         _sync(aside)
         aside.replace(path)
     except BaseException:

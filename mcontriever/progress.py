@@ -6,6 +6,7 @@ Everything goes to standard error, so that standard output stays a command's res
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import threading
 import time
@@ -29,13 +30,14 @@ class Bar:
         done: int = 0,
         clock: Callable[[], float] = time.monotonic,
         shown: bool = True,
+        line_seconds: float = LINE_SECONDS,
     ) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self._clock, self._first = clock, done
         self._start = self._last = clock()
         self._facts: dict[str, str] = {}
         self._said_at: int | None = None
-        self._shown, self._closed = shown, False
+        self._shown, self._closed, self._line_seconds = shown, False, line_seconds
         self._lock = threading.Lock()
 
     def advance(self, count: int = 1, **facts: str) -> None:
@@ -43,9 +45,17 @@ class Bar:
         self.done += count
         self._facts.update(facts)
         now = self._clock()
-        wait = 0.2 if self._live else LINE_SECONDS if self._said_at is not None else QUIET_SECONDS
+        wait = 0.2 if self._live else self._line_seconds if self._said_at is not None else QUIET_SECONDS
         if self._shown and now - self._start >= QUIET_SECONDS and now - self._last >= wait:
             self._last = now
+            self._say()
+
+    def tell(self, count: int = 1, **facts: str) -> None:
+        """Count on and show these facts: in the live bar, or at once in a line where there is none."""
+        self.done += count
+        self._facts.update(facts)
+        if self._shown and not self._live:
+            self._last = self._clock()
             self._say()
 
     def announce(self) -> None:
@@ -89,16 +99,25 @@ class Bar:
     def _write(self, end: str = "") -> None:
         self._said_at = self.done
         if self._live:
-            sys.stderr.write(f"\r\x1b[2K{self.line()}{end}")
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be cleared
+            sys.stderr.write(f"\r\x1b[2K{self.line()[:width]}{end}")
         else:
             sys.stderr.write(f"{self.line()}\n")
         sys.stderr.flush()
 
 
 @contextlib.contextmanager
-def bar(label: str, total: int | None, unit: str, *, done: int = 0, shown: bool = True) -> Iterator[Bar]:
-    """A bar for a block; `shown=False` (other ranks) counts in silence."""
-    running = Bar(label, total, unit, done, shown=shown)
+def bar(
+    label: str,
+    total: int | None,
+    unit: str,
+    *,
+    done: int = 0,
+    shown: bool = True,
+    line_seconds: float = LINE_SECONDS,
+) -> Iterator[Bar]:
+    """A bar for a block; `shown=False` (other ranks) counts in silence. `line_seconds` lie between plain lines."""
+    running = Bar(label, total, unit, done, shown=shown, line_seconds=line_seconds)
     timer = threading.Timer(QUIET_SECONDS, running.announce)
     timer.daemon = True
     if shown:
@@ -108,6 +127,12 @@ def bar(label: str, total: int | None, unit: str, *, done: int = 0, shown: bool 
     finally:
         timer.cancel()
         running.close()
+
+
+def note(line: str) -> None:
+    """A line of its own, which a live bar does not run into."""
+    sys.stderr.write(f"\r\x1b[2K{line}\n" if sys.stderr.isatty() else f"{line}\n")
+    sys.stderr.flush()
 
 
 def track(items: Iterable[T], label: str, unit: str, total: int | None = None) -> Iterator[T]:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import McontrieverError, UsageError
+from .progress import note
 
 T = TypeVar("T")
 
@@ -40,6 +41,12 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process is the one that prints and writes."""
     return rank() == 0
+
+
+def say(line: str) -> None:
+    """One line to standard error, from rank 0."""
+    if is_main():
+        note(line)
 
 
 def local_rank() -> int:

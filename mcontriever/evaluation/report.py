@@ -7,8 +7,6 @@ file. Everything that comes from data is escaped.
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from ..errors import require
 from ..languages import language
 from ..progress import duration
 from ..retrieval.searcher import Hit
+from .curves import Curve, Panel, element
 from .tables import Results
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -26,9 +25,6 @@ _CURVES = {
     "loss": "Loss",
     "accuracy": "Accuracy: the share of queries whose own passage scored highest of all compared",
 }
-# matplotlib wants colours, the page has names for them: these stand for the names until the SVG is written.
-_STAND_INS = {"#010101": "var(--ink)", "#020202": "var(--faint)", "#030303": "var(--curve)"}
-_INK, _FAINT, _CURVE = _STAND_INS
 
 
 @dataclass(frozen=True)
@@ -135,43 +131,10 @@ def write_report(
 
 def draw_curve(training: Training, key: str, label: str) -> str:
     """One value of a training over its steps, as an SVG element for the inside of a page."""
-    library = require("matplotlib", "eval", "the report's curves")
-    figures = require("matplotlib.figure", "eval", "the report's curves")
-    ticker = require("matplotlib.ticker", "eval", "the report's curves")
-    steps = [point["step"] for point in training.points]
-    values = [point[key] for point in training.points]
-    with library.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"{training.name} {key}", "font.size": 9}):
-        figure = figures.Figure(figsize=(4.4, 2.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot(steps, values, color=_CURVE, linewidth=1.8, marker="o" if len(values) < 3 else "")
-        axes.set_xlabel("step", color=_INK)
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-        axes.set_ylim(0, 1.02 if key == "accuracy" else 1.08 * max(values) or 1)
-        axes.grid(visible=True, color=_FAINT, linewidth=0.6)
-        axes.tick_params(colors=_INK, length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        stream = io.StringIO()
-        figure.savefig(
-            stream, format="svg", transparent=True, metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"])
-        )
-    return _for_page(stream.getvalue(), f"{training.name}: {label}", re.sub(r"\W", "-", f"{training.name}-{key}"))
-
-
-def _for_page(svg: str, label: str, prefix: str) -> str:
-    """A whole SVG file made an element: no prolog, no addresses, ids of its own, the page's colours and font."""
-    escape = require("markupsafe", "eval", "the report").escape
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    box = svg.partition(' viewBox="')[2].partition('"')[0]
-    element = f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}">'
-    svg = element + svg.partition(">")[2]
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    for colour, name in _STAND_INS.items():
-        svg = svg.replace(colour, name)
-    return svg
+    steps, values = [point["step"] for point in training.points], [point[key] for point in training.points]
+    curve = Curve(training.name, steps, values)
+    highest = 1.02 if key == "accuracy" else None
+    return element(Panel(f"{training.name}: {label}", [curve], highest=highest), f"{training.name}-{key}")
 
 
 def _charts(results: Results) -> list[tuple[str, list[tuple[str, list[Bar]]]]]:

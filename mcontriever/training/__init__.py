@@ -1,6 +1,6 @@
 """Turns a recipe into a checkpoint: the engine, the loop, train states and the schedule, over one rank or many."""
 
 from .loop import train
-from .settings import BatchSettings, SavingSettings, TrainSettings
+from .settings import BatchSettings, GuardSettings, SavingSettings, TrainSettings
 
-__all__ = ["BatchSettings", "SavingSettings", "TrainSettings", "train"]
+__all__ = ["BatchSettings", "GuardSettings", "SavingSettings", "TrainSettings", "train"]

@@ -102,13 +102,20 @@ def join(content: Mapping[str, Any], recipe: TrainSettings, world_size: int) -> 
         "gradient_clipping": recipe.optim.clip,
         # bf16 is the encoder's own autocast over fp32 weights. DeepSpeed's would make its masters from rounded
         # weights, feed rounded ones to the momentum encoder, and take a wrong first step at stage 0.
+        # fp16 likewise: the loss scale is ours, the same in every engine.
         "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
         # The optimiser is torch's own AdamW, the same in every engine: nothing to compile, nothing to differ.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
     joined.setdefault("steps_per_print", 10**9)
     return joined
+
+
+def stage_of(joined: Mapping[str, Any] | None) -> int:
+    """The ZeRO stage of a configuration; 0, nothing sharded, without one."""
+    return 0 if joined is None else int(joined["zero_optimization"]["stage"])
 
 
 def _check(content: Mapping[str, Any], allowed: Mapping[str, Any], path: Path, at: str) -> None:

@@ -1,4 +1,4 @@
-"""What turns a loss into a step: torch alone, or DeepSpeed ZeRO. The only file that imports deepspeed.
+"""What turns a loss into a step: torch alone, here, or DeepSpeed ZeRO (`zero_engine.py`).
 
 Both engines compute the same thing with the same optimiser (torch's AdamW) and give back the same state: full fp32
 weights and moments by name, whatever lies sharded where. So a run may go on with another number of ranks or another
@@ -8,248 +8,133 @@ stage.
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import ranks
-from ..errors import ArtifactError, SettingsError, require
+from ..objectives.sharded import part
 from ..pairs import Packed
+from .engine_state import State, load_plain_state, make_optimizer, plain_state, updates, with_scale
+from .loss_scale import LossScale
 from .schedule import OptimSettings
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from .zero_engine import ZeroEngine
 
 
 class Engine(Protocol):
     """Forward, backward, step, and the state in full."""
 
     module: nn.Module
+    scale: LossScale | None  # fp16 only
 
     def embed(self, packed: Packed) -> Tensor:
-        """Vectors (B, D) of packed token sequences, with gradient."""
+        """Vectors (B, D) of packed token sequences, with gradient. Every `backward` needs one of its own before it."""
+
+    def micro_batches(self, count: int) -> None:
+        """How many times `backward` will be called for the step that begins; the gradient is their mean."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add one micro-batch's gradient; `last` marks the one before the step."""
 
     def step(self, learning_rate: float) -> float:
-        """Average over ranks, clip, update; the norm of the gradient before clipping."""
+        """Average over ranks, clip, update; the norm of the gradient before clipping.
+
+        A gradient that is not finite changes nothing. Under fp16 the scale is then lowered and 0 given back, as long
+        as it can be lowered.
+        """
+
+    def discard(self) -> None:
+        """In place of `step`: let go of the gradient, and change nothing."""
 
     def weights(self) -> contextlib.AbstractContextManager[Mapping[str, Tensor]]:
         """The whole current weights by name, readable inside the block."""
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """`weights`, `exp_avg` and `exp_avg_sq` by name, fp32 on the CPU of rank 0; every rank must call."""
+    def shards(self) -> Mapping[str, Tensor]:
+        """This rank's part of each current weight by name, cut as `objectives.sharded.part` cuts; nothing is sent."""
+
+    def state(self) -> State:
+        """`weights`, `exp_avg`, `exp_avg_sq` by name (fp16: `loss_scale`), on the CPU of rank 0; every rank calls."""
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
         """Take back what `state` gave after `steps` steps; every rank calls with the same."""
 
 
 def start_engine(
-    module: nn.Module, optim: OptimSettings, *, accumulation: int, deepspeed: Mapping[str, Any] | None
+    module: nn.Module,
+    optim: OptimSettings,
+    *,
+    accumulation: int,
+    deepspeed: Mapping[str, Any] | None,
+    precision: str = "fp32",
 ) -> Engine:
     """A plain engine, or a DeepSpeed one where its (joined) configuration is given."""
+    scale = LossScale() if precision == "fp16" else None
     if deepspeed is None:
-        return PlainEngine(module, optim, accumulation)
-    return ZeroEngine(module, optim, deepspeed)
-
-
-def prepare_deepspeed() -> None:
-    """Before the process group starts: keep DeepSpeed from compiling extensions that a CPU run does not need.
-
-    init_distributed would build a shared-memory all-reduce for a minute the first time, in silence, and fail where
-    there is no compiler; and without CUDA it would probe for every accelerator there is.
-    """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    library = require("deepspeed", "train", "training with a DeepSpeed file")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if not torch.cuda.is_available():
-        library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _optimizer(module: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        module.parameters(),
-        lr=optim.lr,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        fused=True,
-    )
-
-
-def _missing(name: str) -> ArtifactError:
-    return ArtifactError(f"the train state holds nothing for {name!r}: it was made by another model")
+        return PlainEngine(module, optim, accumulation, scale)
+    return ZeroEngine(module, optim, deepspeed, scale)
 
 
 class PlainEngine:
     """torch alone; over several ranks the gradients are averaged in one message."""
 
-    def __init__(self, module: nn.Module, optim: OptimSettings, accumulation: int) -> None:
-        self.module = module
+    def __init__(
+        self, module: nn.Module, optim: OptimSettings, accumulation: int, scale: LossScale | None = None
+    ) -> None:
+        self.module, self.scale = module, scale
         self._accumulation, self._clip = accumulation, optim.clip
-        self._optimizer = _optimizer(module, optim)
+        self._optimizer = make_optimizer(module, optim)
 
     def embed(self, packed: Packed) -> Tensor:
         """See `Engine`."""
         return self.module(packed)  # type: ignore[no-any-return]
 
+    def micro_batches(self, count: int) -> None:
+        """See `Engine`."""
+        self._accumulation = count
+
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """See `Engine`."""
-        (loss / self._accumulation).backward()  # type: ignore[no-untyped-call]
+        scaled = loss if self.scale is None else loss * self.scale.value
+        (scaled / self._accumulation).backward()  # type: ignore[no-untyped-call]
         if last:
             ranks.average_([parameter.grad for parameter in self.module.parameters() if parameter.grad is not None])
 
     def step(self, learning_rate: float) -> float:
         """See `Engine`."""
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._clip or float("inf"))
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.step()
+        parameters = list(self.module.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.scale is not None:
+            torch._foreach_div_(gradients, self.scale.value)
+        norm = nn.utils.get_total_norm(gradients)
+        if math.isfinite(norm):
+            nn.utils.clip_grads_with_norm_(parameters, self._clip or float("inf"), norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return float(norm) if self.scale is None else self.scale.observe(float(norm))
+
+    def discard(self) -> None:
+        """See `Engine`."""
+        self._optimizer.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
     def weights(self) -> Iterator[Mapping[str, Tensor]]:
         """See `Engine`."""
         yield dict(self.module.named_parameters())
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
+    def shards(self) -> Mapping[str, Tensor]:
         """See `Engine`."""
-        return _plain_state(self.module, self._optimizer)
+        rank, world = ranks.rank(), ranks.world_size()
+        return {name: part(weight.detach(), rank, world) for name, weight in self.module.named_parameters()}
+
+    def state(self) -> State:
+        """See `Engine`."""
+        return with_scale(plain_state(self.module, self._optimizer), self.scale)
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
         """See `Engine`."""
-        _load_plain_state(self.module, self._optimizer, state, steps)
-
-
-class ZeroEngine:
-    """DeepSpeed, ZeRO stages 0 to 3, with or without offload."""
-
-    def __init__(self, module: nn.Module, optim: OptimSettings, config: Mapping[str, Any]) -> None:
-        library = require("deepspeed", "train", "training with a DeepSpeed file")
-        self._deepspeed, self._utils = library, require("deepspeed.utils", "train", "training with a DeepSpeed file")
-        self._stage = config["zero_optimization"]["stage"]
-        # torch's own optimiser: DeepSpeed's fused and CPU Adams are compiled on first use, for a minute and more
-        try:
-            self._engine, self._optimizer, _, _ = library.initialize(
-                model=module, optimizer=_optimizer(module, optim), config=dict(config)
-            )
-        except (ValueError, AssertionError) as error:  # how its own checks of the configuration end
-            raise SettingsError(f"DeepSpeed refuses the configuration: {error}") from error
-        self.module = self._engine.module
-
-    def embed(self, packed: Packed) -> Tensor:
-        """See `Engine`."""
-        return self._engine(packed)  # type: ignore[no-any-return]
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """See `Engine`. DeepSpeed divides by the accumulation, and counts micro-batches by its own step()."""
-        self._engine.backward(loss)
-        if not last:
-            self._engine.step()
-
-    def step(self, learning_rate: float) -> float:
-        """See `Engine`."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        norm = None
-        if self._stage == 0:  # DeepSpeed keeps none for this stage; the gradients are averaged already
-            gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm() if norm is None else norm
-        return float(norm)
-
-    @contextlib.contextmanager
-    def weights(self) -> Iterator[Mapping[str, Tensor]]:
-        """See `Engine`. Under stage 3 the shards are gathered for the block."""
-        parameters = dict(self.module.named_parameters())
-        if self._stage < 3:
-            yield parameters
-        else:
-            with self._deepspeed.zero.GatheredParameters(list(parameters.values())):
-                yield parameters
-
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """See `Engine`. Every value is gathered from its shards, one parameter at a time."""
-        if self._stage == 0:
-            return _plain_state(self.module, self._optimizer)
-
-        def gathered(parameter: Tensor) -> dict[str, Tensor | None]:
-            moments = {moment: self._utils.safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
-            return {"weights": self._utils.safe_get_full_fp32_param(parameter), **moments}
-
-        return _full_state(self.module, gathered)
-
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
-        """See `Engine`."""
-        if self._stage == 0:
-            _load_plain_state(self.module, self._optimizer, state, steps)
-            return
-        inner = self._optimizer.optimizer
-        flats = [flat for group in inner.param_groups for flat in group["params"]]
-        if self._stage == 3:
-            flats = list(self._optimizer.fp32_partitioned_groups_flat)
-        for flat in flats:  # torch makes these at the first step; a setter before it would write nowhere
-            inner.state[flat] = {
-                "step": torch.tensor(float(steps), device=flat.device),
-                **{moment: torch.zeros_like(flat) for moment in MOMENTS},
-            }
-        if self._stage < 3:
-            self._optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self.module.named_parameters():
-            if name not in state["weights"]:
-                raise _missing(name)
-            device = flats[0].device
-            self._utils.safe_set_full_fp32_param(parameter, state["weights"][name].to(device))
-            for moment in MOMENTS:
-                self._utils.safe_set_full_optimizer_state(parameter, state[moment][name].to(device), moment)
-            self._set_working_copy(parameter, state["weights"][name])  # the setter above writes only the master
-
-    def _set_working_copy(self, parameter: Tensor, value: Tensor) -> None:
-        if self._stage < 3:
-            parameter.copy_(value)
-        else:
-            with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.copy_(value)
-
-
-def _plain_state(module: nn.Module, optimizer: Any) -> dict[str, dict[str, Tensor]]:
-    inner = getattr(optimizer, "optimizer", optimizer)
-
-    def held(parameter: Tensor) -> dict[str, Tensor | None]:
-        return {"weights": parameter, **{moment: inner.state[parameter].get(moment) for moment in MOMENTS}}
-
-    return _full_state(module, held)
-
-
-def _full_state(
-    module: nn.Module, values_of: Callable[[Tensor], Mapping[str, Tensor | None]]
-) -> dict[str, dict[str, Tensor]]:
-    """Every parameter's values by name, kept on rank 0 alone; every rank walks along, for a value may be gathered."""
-    state: dict[str, dict[str, Tensor]] = {"weights": {}, **{moment: {} for moment in MOMENTS}}
-    for name, parameter in module.named_parameters():
-        for kind, value in values_of(parameter).items():
-            if value is not None and ranks.is_main():
-                state[kind][name] = value.detach().float().cpu().clone()
-    return state
-
-
-@torch.no_grad()
-def _load_plain_state(module: nn.Module, optimizer: Any, state: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
-    inner = getattr(optimizer, "optimizer", optimizer)
-    for name, parameter in module.named_parameters():
-        if name not in state["weights"]:
-            raise _missing(name)
-        parameter.copy_(state["weights"][name])
-        inner.state[parameter] = {
-            "step": torch.tensor(float(steps), device=parameter.device),
-            **{moment: state[moment][name].to(parameter) for moment in MOMENTS},
-        }
+        load_plain_state(self.module, self._optimizer, state, updates(state, steps, self.scale))

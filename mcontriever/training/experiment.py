@@ -17,7 +17,18 @@ from ..errors import SettingsError
 from .settings import TrainSettings
 
 # What may change between two starts of one run.
-_FREE = ("output", "deepspeed_config", "log_every", "saving")
+_FREE = (
+    "output",
+    "deepspeed_config",
+    "activation_checkpointing",
+    "log_every",
+    "saving",
+    "guard",
+    "logging",
+    "evaluation",
+    "plan",
+    "planning",
+)
 
 
 def identity(recipe: TrainSettings) -> dict[str, Any]:

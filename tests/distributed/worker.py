@@ -1,8 +1,11 @@
 """What one rank runs in the distributed tests: a few steps of every engine on the same tiny experiment.
 
-Started by torchrun (or alone) with: OUT CASE[,CASE…]. A case is [ENGINE>]ENGINE:OBJECTIVE[:PRECISION[:ACCUMULATION]],
-ENGINE being `plain` or the name of a file in ds_configs. Half-way the state is saved and read back. Rank 0 writes
-losses, gradient norms and final weights to OUT/<case>.
+Started by torchrun (or alone) with: OUT CASE[,CASE…]. A case is
+[ENGINE>]ENGINE[_sharded]:OBJECTIVE[:PRECISION[:ACCUMULATION[:ARCHITECTURE]]], ENGINE being `plain` or the name of a
+file in ds_configs; `_sharded` spreads the momentum encoder over the ranks also where it would be whole. ACCUMULATION
+`unsteady` computes steps in 1, 2 and 4 micro-batches by turns, and before the second and the fifth one that is refused.
+ARCHITECTURE `checkpointed` is XLM-R with activation checkpointing. Half-way the state is saved and read back. Rank 0
+writes losses, gradient norms and final weights to OUT/<case>.
 """
 
 import dataclasses
@@ -17,15 +20,22 @@ from safetensors.torch import save_file
 from mcontriever import ranks
 from mcontriever.corpus import Tokenizer
 from mcontriever.encoder import Encoder, ModelSettings
-from mcontriever.objectives import KeyQueue, MomentumEncoder, ObjectiveSettings
+from mcontriever.encoder.contract import Contract
+from mcontriever.encoder.model import ARCHITECTURES
+from mcontriever.objectives import KeyQueue, ObjectiveSettings, ShardedMomentumEncoder
 from mcontriever.pairs import LabelledSettings, Packed, PairBatch, UnlabelledSettings
 from mcontriever.training import BatchSettings, TrainSettings, ds_config, loop
-from mcontriever.training.engine import prepare_deepspeed, start_engine
+from mcontriever.training.engine import start_engine
+from mcontriever.training.loss_scale import LossScale
+from mcontriever.training.opening import key_encoder
+from mcontriever.training.saving import Saver
 from mcontriever.training.schedule import OptimSettings
 from mcontriever.training.step import InBatch, Moco, samples_of_rank, train_step
+from mcontriever.training.zero_engine import prepare_deepspeed
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, BATCH, QUEUE = 6, 8, 20
+LossScale.FIRST = 2.0**18  # overflows at the first gradient, and soon no more
 OPTIM = OptimSettings(lr=2e-3, warmup=0, clip=0.5)
 
 
@@ -59,31 +69,62 @@ def recipe(precision: str, accumulation: int, config: str) -> TrainSettings:
     )
 
 
+def make_encoder(architecture: str, tokenizer: Tokenizer) -> Encoder:
+    if architecture in ("xlm-roberta", "checkpointed"):
+        shape = ModelSettings(layers=2, hidden=32, heads=2, intermediate=64, max_positions=40, dropout=0.0)
+        made = Encoder.random(shape, tokenizer, seed=1)
+        made.checkpoint_activations(architecture == "checkpointed")
+        return made
+    config = ARCHITECTURES[architecture][0](
+        vocab_size=tokenizer.vocab_size,
+        num_hidden_layers=2,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        bos_token_id=tokenizer.bos,
+        pad_token_id=tokenizer.pad,
+        eos_token_id=tokenizer.eos,
+    )
+    torch.manual_seed(1)
+    return Encoder(config, Contract.of(config, tokenizer), tokenizer)
+
+
 def build(case: str, tokenizer: Tokenizer):
     words = case.split(":")
-    engine_name, objective_name, precision, accumulation = words + ["", "", "fp32", "1"][len(words) :]
+    words += ["", "", "fp32", "1", "xlm-roberta"][len(words) :]
+    engine_name, objective_name, precision, accumulation, architecture = words
+    sharded = engine_name.endswith("_sharded") or engine_name == "zero3"
+    engine_name = engine_name.removesuffix("_sharded")
+    accumulation = 1 if accumulation == "unsteady" else int(accumulation)
     config = "" if engine_name == "plain" else str(ROOT / "ds_configs" / f"{engine_name}.json")
-    settings = recipe(precision, int(accumulation), config)
-    shape = ModelSettings(layers=2, hidden=32, heads=2, intermediate=64, max_positions=40, dropout=0.0)
-    encoder = Encoder.random(shape, tokenizer, seed=1)
+    settings = recipe(precision, accumulation, config)
+    encoder = make_encoder(architecture, tokenizer)
     encoder.precision = precision
     objective_settings = ObjectiveSettings(kind=objective_name, queue_size=QUEUE, momentum=0.9, temperature=0.5)
     if objective_name == "moco":
         queue = KeyQueue(QUEUE, encoder.contract.dimension)
-        objective = Moco(objective_settings, MomentumEncoder(encoder, 0.9), queue)
+        objective = Moco(objective_settings, key_encoder(encoder, 0.9, sharded=sharded), queue)
     else:
         objective = InBatch(objective_settings)
     joined = ds_config.join(ds_config.read(config), settings, ranks.world_size()) if config else None
-    engine = start_engine(encoder.train(), OPTIM, accumulation=int(accumulation), deepspeed=joined)
+    engine = start_engine(encoder.train(), OPTIM, accumulation=accumulation, deepspeed=joined, precision=precision)
     return engine, objective, settings
 
 
-def run(engine, objective, settings, pairs, first, last):
-    shares = samples_of_rank(settings.batch.size, settings.batch.accumulation)
+def run(engine, objective, settings, pairs, first, last, unsteady):
     results = []
     for step in range(first, last):
+        count = (1, 2, 4)[step % 3] if unsteady else settings.batch.accumulation
+        shares = samples_of_rank(settings.batch.size, count)
         batches = [pairs.batch(step, share, settings.batch.size) for share in shares]
-        results.append(dataclasses.asdict(train_step(engine, objective, batches, OPTIM.lr)))
+        if unsteady and step % 3 == 1:
+            refused = [pairs.batch(step + 100, share, settings.batch.size) for share in shares]
+            train_step(engine, objective, refused, OPTIM.lr, lambda loss: False)
+        skipped = {} if engine.scale is None else {"skipped": engine.scale.skipped}
+        results.append(dataclasses.asdict(train_step(engine, objective, batches, OPTIM.lr)) | skipped)
     return results
 
 
@@ -93,11 +134,15 @@ def write(folder, name, engine):
         save_file(weights, folder / f"{name}.safetensors")
 
 
+def saver(folder, settings, engine, objective):
+    return Saver(dataclasses.replace(settings, output=str(folder)), {}, engine.module, engine, objective)
+
+
 def go_on(folder, case, tokenizer, pairs):
     """A fresh engine takes the state that lies in the folder and walks the second half."""
     engine, objective, settings = build(case, tokenizer)
-    assert loop._resume(folder, {}, engine, objective) == STEPS // 2
-    return engine, run(engine, objective, settings, pairs, STEPS // 2, STEPS)
+    assert saver(folder, settings, engine, objective).resume() == STEPS // 2
+    return engine, run(engine, objective, settings, pairs, STEPS // 2, STEPS, "unsteady" in case)
 
 
 def main() -> None:
@@ -119,18 +164,23 @@ def main() -> None:
             write(folder, "resumed", engine)
             continue
         engine, objective, settings = build(first, tokenizer)
-        results = run(engine, objective, settings, pairs, 0, STEPS // 2)
+        results = run(engine, objective, settings, pairs, 0, STEPS // 2, "unsteady" in case)
         # Half-way the whole state goes through its files into fresh objects: what follows must not notice.
-        loop._save(settings, folder, STEPS // 2, engine, objective, {})
+        saver(folder, settings, engine, objective).save(STEPS // 2)
         resumed_engine, resumed = go_on(folder, second, tokenizer, pairs)
         write(folder, "resumed", resumed_engine)
-        uninterrupted = run(engine, objective, settings, pairs, STEPS // 2, STEPS)
+        uninterrupted = run(engine, objective, settings, pairs, STEPS // 2, STEPS, "unsteady" in case)
         write(folder, "weights", engine)
+        memory, held = {}, []
+        if isinstance(objective, Moco):
+            memory = objective.encoder.state_dict()
+        if isinstance(objective, Moco) and isinstance(objective.encoder, ShardedMomentumEncoder):
+            held = ranks.gather(torch.tensor([[objective.encoder.held(), objective.encoder.most_gathered]])).tolist()
         if ranks.is_main():
-            content = {"results": results + uninterrupted, "resumed": results + resumed}
+            content = {"held": held, "results": results + uninterrupted, "resumed": results + resumed}
             (folder / "results.json").write_text(json.dumps(content))
             if isinstance(objective, Moco):
-                keys = {name: value.clone() for name, value in objective.encoder.state_dict().items()}
+                keys = {name: value.clone() for name, value in memory.items()}
                 save_file(keys | {"queue": objective.queue.keys.clone()}, folder / "memory.safetensors")
     ranks.stop()
 

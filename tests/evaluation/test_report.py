@@ -151,7 +151,7 @@ def test_a_curve_takes_its_colours_from_the_page_and_has_ids_of_its_own(tmp_path
     svg = draw_curve(Training("Pretraining", POINTS), "loss", "Loss")
     assert svg == draw_curve(Training("Pretraining", POINTS), "loss", "Loss")
     assert re.findall(r"(?:stroke|fill): (#\w+)", svg) in ([], ["#000000"])
-    assert {"var(--ink)", "var(--faint)", "var(--curve)"} <= set(re.findall(r"var\(--\w+\)", svg))
+    assert {"var(--ink)", "var(--faint)", "var(--c0)"} <= set(re.findall(r"var\(--\w+\)", svg))
     assert 'aria-label="Pretraining: Loss"' in svg
     ids = [attributes["id"] for _, attributes in Reader(page(tmp_path)).tags if "id" in attributes]
     assert len(ids) == len(set(ids)) > 0

@@ -1,0 +1,156 @@
+"""Real launchers and signals: torchrun passes some on, deepspeed none, and `supervise` makes up for both."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+from torch import equal
+
+from mcontriever.corpus import PrepareSettings, prepare
+from mcontriever.training import metrics, state
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).parents[2]
+TRAIN = [str(ROOT / "mcontriever" / "train.py")]
+ZERO = ["--deepspeed_config", str(ROOT / "ds_configs" / "zero1.json")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+DEEPSPEED = [sys.executable, str(pathlib.Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2"]
+SUPERVISE = [sys.executable, "-m", "mcontriever", "supervise", "--wait", "0.1", "--"]
+STEPS = 120  # so many that there is time to send a signal, and so short that all of them take a moment
+RECIPE = """
+steps = {steps}
+log_every = 1
+[model]
+layers = 1
+hidden = 16
+heads = 2
+intermediate = 32
+max_positions = 66
+dropout = 0.1
+[unlabelled]
+shards = "{shards}"
+window = 48
+[objective]
+queue_size = 16
+[optim]
+lr = 1e-2
+warmup = 1
+[batch]
+size = 8
+[logging]
+gemm_share = false
+[saving]
+every = 1000
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    place = tmp_path_factory.mktemp("supervised")
+    (place / "corpus").mkdir()
+    lines = (ROOT / "mcontriever" / "sample" / "corpus.en.jsonl").read_text(encoding="utf-8").splitlines()
+    (place / "corpus" / "corpus.en.jsonl").write_text("\n".join(lines[:24]) + "\n", encoding="utf-8")
+    prepare(PrepareSettings(corpus=str(place / "corpus"), out=str(place / "shards"), vocab_size=200))
+    (place / "recipe.toml").write_text(RECIPE.format(shards=place / "shards", steps=STEPS))
+    return place / "recipe.toml"
+
+
+def start(launcher, recipe, output, *options):
+    command = [*launcher, *TRAIN, "--recipe", str(recipe), "--output", str(output), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def reached(output):
+    return max((line["step"] for line in metrics.read(output / metrics.NAME)), default=0)
+
+
+def wait_for_steps(process, output, count=5):
+    until = time.monotonic() + 120
+    while reached(output) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def ended(process):
+    return "".join(text or "" for text in process.communicate(timeout=180))
+
+
+def weights(output):
+    return load_file(output / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(recipe):
+    output = recipe.parent / "whole"
+    process = start(TORCHRUN, recipe, output, *ZERO)
+    said = ended(process)
+    assert process.returncode == 0, said
+    return weights(output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_torchrun_passes_on_what_it_is_told_to(number, recipe, tmp_path):
+    output = tmp_path / "run"
+    process = start([*TORCHRUN, "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"], recipe, output)
+    wait_for_steps(process, output)
+    process.send_signal(number)
+    said = ended(process)
+    assert f"stopped by {number.name}; the state after step" in said
+    assert len(state.states(output)) == 1
+    assert process.returncode != 0, "torchrun keeps the ranks' code to itself"
+
+
+def test_supervised_under_deepspeed_a_signal_saves_and_the_exit_code_says_so(recipe, tmp_path, whole):
+    output = tmp_path / "run"
+    process = start([*SUPERVISE, *DEEPSPEED], recipe, output, *ZERO)
+    wait_for_steps(process, output)
+    process.send_signal(signal.SIGUSR1)
+    said = ended(process)
+    assert process.returncode == 75, said
+    assert "told to end by SIGUSR1; the job ended with exit code 75" in said
+    assert len(state.states(output)) == 1
+    again = start(TORCHRUN, recipe, output, *ZERO)
+    said = ended(again)
+    assert again.returncode == 0, said
+    assert "resuming after step" in said
+    assert all(equal(value, weights(output)[name]) for name, value in whole.items())
+
+
+def test_supervised_a_killed_rank_brings_the_whole_job_back(recipe, tmp_path, whole):
+    output = tmp_path / "run"
+    process = start([*SUPERVISE, *TORCHRUN], recipe, output, *ZERO, "--saving.every", "3")
+    wait_for_steps(process, output, 7)
+    os.kill(rank_of(output, "1"), signal.SIGKILL)
+    said = ended(process)
+    assert process.returncode == 0, said
+    assert "supervise: start 1 ended with exit code" in said
+    assert "resuming after step" in said
+    assert all(equal(value, weights(output)[name]) for name, value in whole.items())
+
+
+def rank_of(output, number):
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"RANK={number}".encode() in variables and str(output).encode() in words and b"run" not in words[2:3]:
+            return int(folder.name)
+    raise AssertionError("no such rank")
+
+
+def test_supervised_a_wrong_recipe_is_not_tried_again(recipe, tmp_path):
+    process = start([*SUPERVISE, *TORCHRUN], recipe, tmp_path / "run", "--optim.lrr", "1")
+    said = ended(process)
+    assert process.returncode == 2, said
+    assert "a restart cannot mend what it was given" in said
+    assert "starting again" not in said

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from .labelled import LabelledPairs, LabelledSettings
 from .mixture import Mixture
-from .packing import Packed, PairBatch, pack
+from .packing import Packed, PairBatch, pack, padding_share
+from .prefetch import prefetch
+from .salience import EncoderSalience, Scorer
 from .unlabelled import UnlabelledPairs, UnlabelledSettings
 
 __all__ = [
+    "EncoderSalience",
     "LabelledPairs",
     "LabelledSettings",
     "Mixture",
     "Packed",
     "PairBatch",
+    "Scorer",
     "UnlabelledPairs",
     "UnlabelledSettings",
     "pack",
+    "padding_share",
+    "prefetch",
 ]

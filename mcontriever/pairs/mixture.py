@@ -1,7 +1,7 @@
 """Which language and which of its positions sample n is: a pure function of (seed, n), so resuming needs no state.
 
-Languages are mixed in blocks that hold each exactly as often as the exponent says, and each language goes through all
-its positions once an epoch in an order that is computed rather than stored. Letters: L languages, N samples.
+Languages are mixed in blocks that hold each exactly as often as the exponent or the weights say, and each goes through
+all its positions once an epoch in an order that is computed rather than stored. Letters: L languages, N samples.
 """
 
 from __future__ import annotations
@@ -24,24 +24,30 @@ Integers = NDArray[np.int64]
 class Mixture:
     """Draws (language, position) for numbered samples; `sizes` says how many positions each language has."""
 
-    def __init__(self, sizes: Sequence[int], exponent: float, seed: int) -> None:
+    def __init__(
+        self, sizes: Sequence[int], exponent: float, seed: int, *, weights: Sequence[float] = (), together: int = 1
+    ) -> None:
+        """`weights` stand in for the exponent; `together` samples, from a multiple of it on, are of one language."""
         self.sizes: Integers = np.array(sizes, dtype=np.int64)
         count = len(self.sizes)
         self.block = -(-_BLOCK // count) * count  # a multiple of L, so that equal shares are exactly equal
-        self.quotas = quotas(sizes, exponent, self.block)
+        self.quotas = share_out(weights, self.block) if weights else quotas(sizes, exponent, self.block)
+        self._together = together
         self._seed = seed
         self._table = lru_cache(maxsize=8)(self._make_table)
 
     def draw(self, samples: Integers) -> tuple[Integers, Integers]:
         """(N,) languages and (N,) positions of the samples; any subset in any order gives the same for each."""
-        blocks, slots = np.divmod(np.asarray(samples, dtype=np.int64), self.block)
+        draws, among = np.divmod(np.asarray(samples, dtype=np.int64), self._together)
+        blocks, slots = np.divmod(draws, self.block)
         languages, turns = np.empty_like(slots), np.empty_like(slots)
         for block in np.unique(blocks):
             rows = blocks == block
             language_of_slot, turn_of_slot = self._table(int(block))
             languages[rows] = language_of_slot[slots[rows]]
             turns[rows] = turn_of_slot[slots[rows]]
-        turns += blocks * self.quotas[languages]  # the how manieth of its language, counted from sample 0
+        turns += blocks * self.quotas[languages]  # the how manieth draw of its language, counted from sample 0
+        turns = turns * self._together + among
         sizes = self.sizes[languages]
         epochs, places = np.divmod(turns, sizes)
         return languages, permute(places, sizes, streams(self._seed, _EPOCHS, languages, epochs))
@@ -58,14 +64,15 @@ class Mixture:
 
 
 def quotas(sizes: Sequence[int], exponent: float, block: int) -> Integers:
-    """Whole numbers that sum to `block`, as near as can be to size**exponent (largest remainder), each at least 1.
-
-    Exponent 0 treats all languages alike, 1 in proportion to their size.
-    """
+    """Shares of `block` by size**exponent: exponent 0 treats all languages alike, 1 in proportion to their size."""
     if not sizes or min(sizes) < 1 or len(sizes) > block:
         raise ValueError(f"expected 1 to {block} sizes of at least 1, got {list(sizes)}")
-    weights = (np.array(sizes, dtype=np.float64) / max(sizes)) ** exponent
-    exact = weights * (block / weights.sum())
+    return share_out(((np.array(sizes, dtype=np.float64) / max(sizes)) ** exponent).tolist(), block)
+
+
+def share_out(weights: Sequence[float], block: int) -> Integers:
+    """Whole numbers that sum to `block`, as near as can be to the weights (largest remainder), each at least 1."""
+    exact = np.array(weights, dtype=np.float64) * (block / sum(weights))
     counts: Integers = np.floor(exact).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: block - int(counts.sum())]] += 1
     for language in np.flatnonzero(counts == 0):  # none is ever left out; the most frequent one makes room

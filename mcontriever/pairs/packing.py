@@ -6,14 +6,18 @@ Letters: B sequences, T tokens of all of them together.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ..errors import SettingsError
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,11 @@ class Packed:
     def to(self, device: torch.device | str) -> Packed:
         """The same sequences on another device."""
         return Packed(self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+
+    def rows(self, start: int, stop: int) -> Packed:
+        """Sequences start … stop-1, sharing memory with these."""
+        begin, count = int(self.lengths[:start].sum()), int(self.lengths[start:stop].sum())
+        return Packed(self.ids[begin : begin + count], self.lengths[start:stop])
 
     def split(self) -> list[Tensor]:
         """The B sequences one by one, as views of `ids`."""
@@ -70,6 +79,33 @@ class PairBatch:
     def __len__(self) -> int:
         return len(self.query)
 
+    def rows(self, start: int, stop: int) -> PairBatch:
+        """Pairs start … stop-1, sharing memory with these."""
+        query, passage = self.query.rows(start, stop), self.passage.rows(start, stop)
+        return PairBatch(query, passage, self.group[start:stop], self.language[start:stop], self.languages)
+
+    def parts_for(self, tokens: int) -> int:
+        """The smallest number of parts for `cut` with none above `tokens` tokens, both views counted."""
+        totals = self._totals()
+        if (longest := _longest(totals)) > tokens:
+            raise SettingsError(f"batch.tokens is {tokens}, but a pair has {longest} tokens; raise it to at least that")
+        return len(_fill(totals, tokens))
+
+    def cut(self, parts: int) -> list[PairBatch]:
+        """Contiguous parts, the largest of which has as few tokens as can be."""
+        if not 1 <= parts <= len(self):
+            raise ValueError(f"expected 1 to {len(self)} parts, got {parts}")
+        totals = self._totals()
+        low, high = max(_longest(totals), -(-totals[-1] // parts)), totals[-1]
+        while low < high:  # the smallest budget under which no more than `parts` come out
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(_fill(totals, middle)) <= parts else (middle + 1, high)
+        return [self.rows(start, stop) for start, stop in pairwise([0, *_fill(totals, low, parts)])]
+
+    def _totals(self) -> list[int]:
+        """(B+1,) tokens of all the pairs before each, and of all."""
+        return [0, *(self.query.lengths + self.passage.lengths).cumsum(0).tolist()]
+
     def to(self, device: torch.device | str) -> PairBatch:
         """The same pairs on another device; `language` stays, it is only ever counted."""
         group = self.group.to(device, non_blocking=True)
@@ -79,3 +115,21 @@ class PairBatch:
         """How many rows are of which language."""
         counts = torch.bincount(self.language, minlength=len(self.languages)).tolist()
         return {name: count for name, count in zip(self.languages, counts, strict=True) if count}
+
+
+def padding_share(lengths: Tensor) -> float:
+    """The share of a batch of sequences that would be padding, were they padded to the longest instead of packed."""
+    return 1 - float(lengths.sum()) / (len(lengths) * int(lengths.max()))
+
+
+def _longest(totals: list[int]) -> int:
+    return max(stop - start for start, stop in pairwise(totals))
+
+
+def _fill(totals: list[int], budget: int, least: int = 1) -> list[int]:
+    """Where parts end when each takes all the rows its budget of tokens holds, and at least `least` parts come out."""
+    ends, rows = [0], len(totals) - 1
+    while ends[-1] < rows:
+        fitting = bisect_right(totals, totals[ends[-1]] + budget) - 1
+        ends.append(min(fitting, rows - (least - len(ends))))  # a row is left for each part still to come
+    return ends[1:]

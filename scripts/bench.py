@@ -20,10 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench_cases import CASES, BenchSettings, Case  # type: ignore[import-not-found]  # scripts/ is no package
+from bench_cases import encoding, loader  # type: ignore[import-not-found]  # scripts/ is no package
+from bench_common import BenchSettings, Case  # type: ignore[import-not-found]
+from bench_training import CASES as TRAINING  # type: ignore[import-not-found]
+from bench_training import ON_GPU, PUBLISHED
 
 from mcontriever import artifact, settings
 from mcontriever.errors import run_command
+
+CASES: dict[str, Callable[[BenchSettings, Path], Case]] = {"loader": loader, "encoding": encoding, **TRAINING}
 
 
 @dataclass(frozen=True)
@@ -81,18 +86,31 @@ def write(results: Sequence[Result], path: Path | str) -> None:
 def main(argv: list[str]) -> list[Result]:
     """Run the cases asked for, print the table, write the file."""
     asked = settings.parse(BenchSettings, argv, prog="scripts/bench.py")
+    cases = CASES | (ON_GPU if asked.gpu else {}) | (PUBLISHED if asked.reference else {})
+    if asked.case:
+        settings.one_of("case", asked.case, cases)
     torch.set_num_threads(asked.threads)
     rounds = 3 if asked.quick else asked.rounds
     results, peers = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for name in [asked.case] if asked.case else list(CASES):
+        for name in [asked.case] if asked.case else cases:
             sys.stderr.write(f"{name} …\n")
-            case = CASES[name](asked, Path(folder))
-            results.append(measure(case, rounds, machine=_machine(asked), commit=_commit()))
+            case = cases[name](asked, Path(folder))
+            results.append(measure(case, rounds, clock=clock_of(asked), machine=_machine(asked), commit=_commit()))
             peers.append(case.peer_name)
     sys.stdout.write(f"{_machine(asked)}, {_commit()}\n{table(results, peers)}\n")
     write(results, asked.out)
     return results
+
+
+def clock_of(asked: BenchSettings) -> Callable[[], float]:
+    """Seconds of this process, for on a shared CPU the neighbours' are not ours; with a GPU, those on the wall."""
+
+    def wall() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return wall if asked.gpu else time.process_time
 
 
 def _machine(asked: BenchSettings) -> str:

@@ -7,89 +7,26 @@ Letters: B pairs of a batch, N texts, D dimensions.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from bench_common import BATCH, BenchSettings, Case, passages, prepared  # type: ignore[import-not-found]
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mcontriever.artifact import write_text
-from mcontriever.corpus.formats import read_passages
-from mcontriever.corpus.prepare import PrepareSettings, prepare
 from mcontriever.corpus.shards import Shards
-from mcontriever.corpus.tokenizer import Tokenizer
 from mcontriever.encoder import Encoder, ModelSettings, save
-from mcontriever.errors import UsageError
 from mcontriever.pairs.unlabelled import UnlabelledPairs, UnlabelledSettings
-from mcontriever.settings import in_range, one_of
 
-SAMPLE = Path(__file__).resolve().parent.parent / "mcontriever" / "sample"
-BATCH = 64  # pairs of a batch, on both sides
 ROWS = 32  # texts the peer encodes at a time: sentence-transformers' default
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchSettings:
-    """Time ours against a peer, turn about in one run."""
-
-    case: str = ""
-    """only the case of this name"""
-    out: str = "bench.json"
-    """where the results go"""
-    quick: bool = False
-    """a small model, few texts and three rounds: whether it runs, not how fast"""
-    gpu: bool = False
-    """on the GPU, in bf16"""
-    rounds: int = 5
-    """how often each side is timed, after one warm-up"""
-    threads: int = 1
-    """threads of the CPU"""
-    layers: int = 6
-    """layers of the encoder"""
-    hidden: int = 384
-    """its dimensions"""
-    heads: int = 6
-    """its attention heads"""
-    vocabulary: int = 8000
-    """its vocabulary, trained on the sample"""
-    texts: int = 200
-    """how many passages of the sample are encoded"""
-
-    def __post_init__(self) -> None:
-        in_range("rounds", self.rounds, 1, 1000)
-        in_range("threads", self.threads, 1, 1024)
-        in_range("texts", self.texts, 1, 1_000_000)
-        if self.case:
-            one_of("case", self.case, CASES)
-        if self.gpu and not torch.cuda.is_available():
-            raise UsageError("--gpu: torch sees no GPU here; leave it out, or install torch with CUDA")
-
-    @property
-    def device(self) -> torch.device:
-        """Where both sides run."""
-        return torch.device("cuda" if self.gpu else "cpu")
-
-
-@dataclass(frozen=True)
-class Case:
-    """Two ways to do one thing. Each call does it once and returns how much was done, in what `unit` counts."""
-
-    name: str
-    unit: str
-    ours: Callable[[], float]
-    peer: Callable[[], float]
-    peer_name: str
 
 
 def loader(settings: BenchSettings, folder: Path) -> Case:
     """Crop pairs from shards: ours against a dataset that makes one pair at a time and a collator that pads."""
-    shards = Shards.open(_prepared(settings, folder))
+    shards = Shards.open(prepared(settings, folder))
     crops = UnlabelledSettings(shards=str(shards.path))
     pairs = UnlabelledPairs(shards, crops, seed=0)
     batches = 10 if settings.quick else 50
@@ -100,7 +37,7 @@ def loader(settings: BenchSettings, folder: Path) -> Case:
     def ours() -> float:
         for step in range(batches):
             pairs.batch(step, np.arange(BATCH), BATCH)
-        return batches * BATCH
+        return float(batches * BATCH)
 
     def peer() -> float:
         return float(sum(len(batch["query"]) for batch in plain))
@@ -117,7 +54,7 @@ def encoding(settings: BenchSettings, folder: Path) -> Case:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    shards = Shards.open(_prepared(settings, folder))
+    shards = Shards.open(prepared(settings, folder))
     shape = ModelSettings(
         layers=2 if settings.quick else settings.layers,
         hidden=settings.hidden,
@@ -129,19 +66,19 @@ def encoding(settings: BenchSettings, folder: Path) -> Case:
     logging.disable_progress_bar()
     model = AutoModel.from_pretrained(path, add_pooling_layer=False).to(settings.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
-    passages = _passages(32 if settings.quick else settings.texts)
+    texts = passages(32 if settings.quick else settings.texts)
     if settings.gpu:
         encoder.precision = "bf16"
 
     def ours() -> Any:
-        return encoder.encode_passages(passages)  # (N, D)
+        return encoder.encode_passages(texts)  # (N, D)
 
     def peer() -> Any:
         rows = []
         with torch.no_grad(), torch.autocast(settings.device.type, torch.bfloat16, enabled=settings.gpu):
-            for start in range(0, len(passages), ROWS):
+            for start in range(0, len(texts), ROWS):
                 batch = tokenizer(
-                    passages[start : start + ROWS], padding=True, truncation=True, max_length=256, return_tensors="pt"
+                    texts[start : start + ROWS], padding=True, truncation=True, max_length=256, return_tensors="pt"
                 ).to(settings.device)
                 hidden = model(**batch).last_hidden_state.float()
                 mask = batch["attention_mask"][..., None]
@@ -150,9 +87,6 @@ def encoding(settings: BenchSettings, folder: Path) -> Case:
 
     np.testing.assert_allclose(ours(), peer(), atol=0.05 if settings.gpu else 1e-4)
     return Case("encoding", "passages/s", lambda: len(ours()), lambda: len(peer()), "transformers, padded")
-
-
-CASES: dict[str, Callable[[BenchSettings, Path], Case]] = {"loader": loader, "encoding": encoding}
 
 
 class _OneByOne(Dataset[tuple[Tensor, Tensor]]):
@@ -200,41 +134,6 @@ class _Padded:
                 row[: len(view)] = view
             batch[f"{name}_mask"] = batch[name] != self.pad
         return batch
-
-
-def _articles() -> list[tuple[str, str]]:
-    """(language, text) of long documents, ten passages of the sample each: crops come from windows of 256 tokens."""
-    articles = []
-    for language in sorted(path.name.split(".")[1] for path in SAMPLE.glob("corpus.*.jsonl")):
-        texts = [passage.text for passage in read_passages(SAMPLE / f"corpus.{language}.jsonl")]
-        articles += [(language, " ".join(texts[start : start + 10])) for start in range(0, len(texts), 10)]
-    return articles
-
-
-def _passages(count: int) -> list[str]:
-    """Beginnings of the articles, as unequal in length as passages in the wild are (lognormal)."""
-    generator = random.Random(0)
-    articles = [text for _, text in _articles()]
-    return [generator.choice(articles)[: max(20, int(generator.lognormvariate(5.5, 0.6)))] for _ in range(count)]
-
-
-def _prepared(settings: BenchSettings, folder: Path) -> Path:
-    """Shards of the articles, with a tokenizer trained on the sample; made once for all cases of a run."""
-    path = folder / "shards"
-    if not path.exists():
-        articles = _articles()
-        texts = [passage.text for passage in read_passages(SAMPLE)]
-        Tokenizer.train(texts, settings.vocabulary).save(folder / "tokenizer")
-        for language in sorted({language for language, _ in articles}):
-            lines = [
-                json.dumps({"_id": str(row), "text": text})
-                for row, (name, text) in enumerate(articles)
-                if name == language
-            ]
-            write_text(folder / "corpus" / f"{language}.jsonl", "\n".join(lines) + "\n")
-        tokenizer = str(folder / "tokenizer")
-        prepare(PrepareSettings(corpus=str(folder / "corpus"), out=str(path), tokenizer=tokenizer))
-    return path
 
 
 def _same_size(ours: list[float], peer: list[float]) -> None:

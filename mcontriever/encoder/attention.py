@@ -3,15 +3,17 @@
 Transformers' own attention, handed one long row of packed tokens, lets every sequence look into its neighbours without
 a word. Here the layout of the row is a required argument, so a call that forgets it fails.
 
-Letters: B sequences, T tokens of all of them together, H heads, E dimensions of a head, N sequences of a group and M
-tokens of the longest one in it.
+Letters: B sequences, M tokens of the longest, T tokens of all of them together, H heads, E dimensions of a head.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,18 +24,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "mcontriever_packed"
 _VARLEN = "torch.nn.attention.varlen"  # torch 2.10 and later; it runs on CUDA alone, in half precision
-_STEP = 8  # lengths are rounded up to a multiple of this to share a group: measured best of 1, 4, 8, 16 and all in one
-
-
-@dataclass(frozen=True)
-class Group:
-    """Sequences of nearly equal length: rows `start` to `stop` of the gathered tokens, N of them, M wide."""
-
-    start: int
-    stop: int
-    count: int
-    width: int
-    mask: Tensor | None  # (N, 1, 1, M), true where there is a token; None when nothing is padded
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
@@ -41,37 +33,96 @@ class Layout:
     """Where the sequences of one packed batch lie: worked out once, used by every layer."""
 
     boundaries: Tensor  # (B+1,) int32
+    edges: tuple[int, ...]  # the same numbers, for the host
     longest: int
-    gather: Tensor  # (sum of N*M,) tokens in the order of the groups; padding points at token 0
-    scatter: Tensor  # (T,) where each token went
-    groups: tuple[Group, ...]
 
     @classmethod
     def of(cls, lengths: Tensor) -> Layout:
-        """Group the sequences of these lengths, (B,), by length; the tensors lie where `lengths` does."""
-        sizes = lengths.cpu().numpy()
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        rounded = -(-sizes // _STEP)
-        order = np.argsort(rounded, kind="stable")
-        members = np.split(order, np.flatnonzero(np.diff(rounded[order])) + 1)
-        gather, groups, at = [], [], 0
-        scatter = np.empty(starts[-1], dtype=np.int64)
-        for rows in members:
-            width = int(sizes[rows].max())
-            real = np.arange(width) < sizes[rows, None]  # (N, M)
-            tokens = np.where(real, starts[rows, None] + np.arange(width), 0)
-            scatter[tokens[real]] = at + np.flatnonzero(real)
-            mask = None if real.all() else torch.from_numpy(real)[:, None, None].to(lengths.device)
-            groups.append(Group(at, at + tokens.size, len(rows), width, mask))
-            gather.append(tokens.ravel())
-            at += tokens.size
-        return cls(
-            torch.from_numpy(starts.astype(np.int32)).to(lengths.device),
-            int(sizes.max()),
-            torch.from_numpy(np.concatenate(gather)).to(lengths.device),
-            torch.from_numpy(scatter).to(lengths.device),
-            tuple(groups),
-        )
+        """The layout of sequences of these lengths, (B,); its tensors lie where `lengths` does."""
+        boundaries = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        edges = tuple(boundaries.tolist())
+        return cls(boundaries, edges, max(stop - start for start, stop in pairwise(edges)))
+
+    @functools.cached_property
+    def padding(self) -> tuple[Tensor, Tensor]:
+        """Where each token goes in a padded batch laid flat, (T,), and the batch's mask, (B, M)."""
+        lengths = np.diff(self.edges)
+        mask = np.arange(self.longest) < lengths[:, None]
+        device = self.boundaries.device
+        return torch.from_numpy(np.flatnonzero(mask)).to(device), torch.from_numpy(mask).to(device)
+
+
+def attend(qkv: Tensor, layout: Layout, *, scaling: float | None = None, dropout: float = 0.0) -> Tensor:
+    """Queries, keys and values, (T, 3, H, E), to (T, H, E). Only the padded way knows dropout."""
+    if not dropout and qkv.device.type == "cpu":
+        return _EachSequence.apply(qkv, layout.edges, scaling)  # type: ignore[no-untyped-call, no-any-return]
+    kernel = None if dropout else _varlen(qkv.device, qkv.dtype, qkv.shape[-1])
+    if kernel is None:
+        return _padded(qkv, layout, scaling, dropout)
+    edges, longest = layout.boundaries, layout.longest
+    return kernel(*qkv.unbind(1), edges, edges, longest, longest, scale=scaling)
+
+
+class _EachSequence(torch.autograd.Function):
+    """The CPU's flash kernel, a sequence at a time. In fp32: its bf16 backward takes three times as long.
+
+    Written out because the gradient of a slice is a whole tensor of zeros: for 64 sequences autograd's own backward
+    of this loop takes twice the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, edges: tuple[int, ...], scaling: float | None) -> Tensor:
+        query, key, value = _by_head(qkv)
+        result = torch.empty_like(qkv[:, 0], dtype=query.dtype, memory_format=torch.contiguous_format)  # (T, H, E)
+        sums = []
+        for start, stop in pairwise(edges):
+            at = slice(start, stop)
+            part, total = _flash(query[:, :, at], key[:, :, at], value[:, :, at], scale=scaling)
+            result[at] = part[0].transpose(0, 1)
+            sums.append(total)
+        ctx.save_for_backward(qkv, result, *sums)
+        ctx.edges, ctx.scaling = edges, scaling
+        return result.to(qkv.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        qkv, result, *sums = ctx.saved_tensors
+        query, key, value = _by_head(qkv)
+        result, gradient = (tensor.to(query.dtype).transpose(0, 1)[None] for tensor in (result, gradient))
+        gradients = torch.empty_like(qkv)
+        for (start, stop), total in zip(pairwise(ctx.edges), sums, strict=True):
+            at = slice(start, stop)
+            inputs = (tensor[:, :, at] for tensor in (gradient, query, key, value, result))
+            parts = _flash_backward(*inputs, total, 0.0, False, scale=ctx.scaling)
+            for place, part in zip(gradients.unbind(1), parts, strict=True):
+                place[at] = part[0].transpose(0, 1)
+        return gradients, None, None
+
+
+def _by_head(qkv: Tensor) -> list[Tensor]:
+    """(T, 3, H, E) to three times (1, H, T, E), in full precision."""
+    precise = qkv if qkv.dtype == torch.float64 else qkv.float()
+    return [part.transpose(0, 1)[None] for part in precise.unbind(1)]
+
+
+def _padded(qkv: Tensor, layout: Layout, scaling: float | None, dropout: float) -> Tensor:
+    """As transformers does it: a padded batch under a mask. What packing saves in the attention is lost here."""
+    rows, mask = layout.padding
+    batch = qkv.new_zeros(mask.numel(), *qkv.shape[1:]).index_copy(0, rows, qkv)
+    query, key, value = batch.view(*mask.shape, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)  # (B, H, M, E) each
+    result = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask[:, None, None], dropout_p=dropout, scale=scaling
+    )
+    return result.transpose(1, 2).flatten(0, 1).index_select(0, rows)
+
+
+@functools.cache
+def _varlen(device: torch.device, dtype: torch.dtype, width: int) -> Callable[..., Tensor] | None:
+    """Torch's kernel for packed sequences, where it can be used."""
+    fits = dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256
+    if not (fits and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
+        return None
+    return importlib.import_module(_VARLEN).varlen_attn if importlib.util.find_spec(_VARLEN) else None
 
 
 def packed_attention(
@@ -86,32 +137,9 @@ def packed_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer: (1, H, T, E) three times to (1, T, H, E).
-
-    Attention dropout is left out: no packed kernel has it. Dropout on hidden states is the model's and stays.
-    """
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H, E)
-    if q.is_cuda and q.dtype != torch.float32 and importlib.util.find_spec(_VARLEN):
-        kernel = importlib.import_module(_VARLEN).varlen_attn
-        edges, longest = layout.boundaries, layout.longest
-        return kernel(q, k, v, edges, edges, longest, longest, scale=scaling)[None], None
-    return _by_groups(q, k, v, layout, scaling)[None], None
-
-
-def _by_groups(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """(T, H, E) three times to (T, H, E): sequences of about one length are padded to it and go together."""
-    dtype = query.dtype
-    # On CPU the bf16 backward of this kernel takes 2.4 times as long as the fp32 one and its forward no less.
-    precise = torch.float32 if query.device.type == "cpu" else dtype
-    q, k, v = (tensor.to(precise).index_select(0, layout.gather) for tensor in (query, key, value))
-    results = []
-    with torch.autocast(query.device.type, enabled=False):
-        for group in layout.groups:
-            shape = (group.count, group.width, *q.shape[1:])
-            a, b, c = (tensor[group.start : group.stop].view(shape).transpose(1, 2) for tensor in (q, k, v))
-            result = F.scaled_dot_product_attention(a, b, c, attn_mask=group.mask, scale=scaling)  # (N, H, M, E)
-            results.append(result.transpose(1, 2).reshape(-1, *q.shape[1:]))
-    return torch.cat(results).index_select(0, layout.scatter).to(dtype)
+    """What layers of transformers that we do not compute ourselves call: (1, H, T, E) three times to (1, T, H, E)."""
+    qkv = torch.stack([tensor[0].transpose(0, 1) for tensor in (query, key, value)], dim=1)
+    return attend(qkv, layout, scaling=scaling, dropout=dropout)[None], None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

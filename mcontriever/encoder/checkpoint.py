@@ -26,7 +26,7 @@ from ..errors import UsageError
 from . import contract, foreign, registry
 from .contract import CheckpointError, Contract, Rules
 from .devices import resolve_device
-from .model import ARCHITECTURES, Encoder
+from .model import ARCHITECTURES, PRECISIONS, Encoder
 
 KIND = "checkpoint"
 CONFIG = "config.json"
@@ -54,19 +54,29 @@ def save(
     if weights.keys() != expected.keys():
         differing = sorted(weights.keys() ^ expected.keys())[:3]
         raise ValueError(f"weights must be named as in encoder.state_dict(); they differ in {differing}")
-    tensors = {name.removeprefix(_PREFIX): tensor.detach().cpu() for name, tensor in weights.items()}
     with artifact.writing(path, KIND, overwrite=overwrite) as draft:
-        artifact.save_tensors(draft.folder / foreign.WEIGHTS, tensors)
-        encoder.config.architectures = [type(encoder.model).__name__]
-        encoder.config.to_json_file(draft.folder / CONFIG)
-        encoder.tokenizer.save(draft.folder)
-        encoder.contract.save(draft.folder)
+        save_weights(weights, draft.folder)
+        save_outline(encoder, draft.folder)
         for name, text in (extra_files or {}).items():
             if (draft.folder / name).exists():
                 raise ValueError(f"extra file {name!r} would replace a file of the checkpoint")
             artifact.write_text(draft.folder / name, text)
         draft.meta |= {"architecture": encoder.contract.architecture, **(meta or {})}
     return Path(path)
+
+
+def save_outline(encoder: Encoder, folder: Path) -> None:
+    """All that a checkpoint's folder holds besides the weights."""
+    encoder.config.architectures = [type(encoder.model).__name__]
+    encoder.config.to_json_file(folder / CONFIG)
+    encoder.tokenizer.save(folder)
+    encoder.contract.save(folder)
+
+
+def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """The weights of a checkpoint's folder, given as they are named in `encoder.state_dict()`."""
+    tensors = {name.removeprefix(_PREFIX): tensor.detach().cpu() for name, tensor in weights.items()}
+    artifact.save_tensors(folder / foreign.WEIGHTS, tensors)
 
 
 def load(
@@ -79,12 +89,12 @@ def load(
     """An encoder, ready to use, from a checkpoint folder or a name on the Hugging Face hub.
 
     A name may end in @REVISION, a branch or commit; the registry's names without one are taken at the commit that their
-    rules of use were checked at. `device` is a GPU where there is one, else the CPU; `precision` "bf16" runs the layers
-    in autocast. `rules` (pooling="mean", similarity="dot", query_prefix=…) are for folders that do not say how they
-    must be used.
+    rules of use were checked at. `device` is a GPU where there is one, else the CPU; `precision` "bf16" or
+    "fp16" runs the layers in autocast. `rules` (pooling="mean", similarity="dot", query_prefix=…) are for folders that
+    do not say how they must be used.
     """
-    if precision not in ("fp32", "bf16"):
-        raise UsageError(f"precision must be fp32 or bf16, got {precision!r}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     name, where = os.fspath(path_or_name), resolve_device(device)
     encoder = _build(*_open(name, rules))
     encoder.source, encoder.precision = name, precision

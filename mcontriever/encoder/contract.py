@@ -55,7 +55,7 @@ class Contract:
     """How a checkpoint must be used."""
 
     architecture: str
-    """Transformers' model_type: xlm-roberta or bert."""
+    """Transformers' model_type: xlm-roberta, xlm-roberta-xl or bert."""
     dimension: int
     """Length of a vector."""
     pooling: str = "mean"
@@ -198,9 +198,13 @@ class Contract:
 
 
 def positions(config: Any) -> int:
-    """How many tokens the model has positions for: XLM-R's first ones, up to the padding id, are never used."""
-    unused = config.pad_token_id + 1 if config.model_type == "xlm-roberta" else 0
-    return int(config.max_position_embeddings - unused)
+    """How many tokens the model has positions for."""
+    return int(config.max_position_embeddings) - first_position(config)
+
+
+def first_position(config: Any) -> int:
+    """The position of a sequence's first token: XLM-R never uses those up to the padding id."""
+    return int(config.pad_token_id) + 1 if config.model_type.startswith("xlm-roberta") else 0
 
 
 def _golden(tokenizer: Tokenizer, texts: typing.Sequence[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:

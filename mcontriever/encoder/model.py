@@ -7,6 +7,7 @@ Letters: B sequences, T tokens of all of them together, D dimensions, N texts.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import typing
 from collections.abc import Iterator, Sequence
@@ -17,18 +18,30 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+    XLMRobertaXLConfig,
+    XLMRobertaXLModel,
+)
 
 from ..corpus.tokenizer import Tokenizer
 from ..errors import DataError, SettingsError
 from ..pairs import Packed, pack
 from ..settings import in_range
-from . import attention
-from .contract import CheckpointError, Contract, Rules
+from . import attention, layers
+from .contract import CheckpointError, Contract, Rules, first_position
 
 attention.register()
 
-ARCHITECTURES = {"xlm-roberta": (XLMRobertaConfig, XLMRobertaModel), "bert": (BertConfig, BertModel)}
+ARCHITECTURES = {
+    "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel),
+    "xlm-roberta-xl": (XLMRobertaXLConfig, XLMRobertaXLModel),
+    "bert": (BertConfig, BertModel),
+}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +59,10 @@ class ModelSettings:
     max_positions: int = 514
     """positions; XLM-R never uses the first two, so this is the longest sequence plus two"""
     dropout: float = 0.1
-    """dropout on hidden states while training; the packed attention has none of its own"""
+    """dropout on hidden states while training"""
+    attention_dropout: float = 0.0
+    """dropout on attention weights while training, as published XLM-R has it (0.1); no packed kernel knows it, so
+    above 0 the attention is computed padded, and training is slower. Also of a model that training begins from"""
     normalise: bool = False
     """whether vectors have length 1, compared by cosine; Contriever's are as they come, compared by dot product"""
 
@@ -55,6 +71,7 @@ class ModelSettings:
             in_range(f"model.{name}", getattr(self, name), 1, 1_000_000)
         in_range("model.max_positions", self.max_positions, 5, 1_000_000)
         in_range("model.dropout", self.dropout, 0, 1, high_open=True)
+        in_range("model.attention_dropout", self.attention_dropout, 0, 1, high_open=True)
         if self.hidden % self.heads:
             raise SettingsError(f"model.heads must divide model.hidden ({self.hidden}) evenly, got {self.heads}")
 
@@ -65,7 +82,7 @@ class Encoder(nn.Module):
     source: str = ""
     """The folder or hub name this was loaded from; empty for one that was not."""
     precision: str = "fp32"
-    """fp32, or bf16 to run `encode_queries` and `encode_passages` in autocast."""
+    """fp32, or bf16 or fp16 to compute the layers in autocast; weights and vectors stay fp32."""
 
     def __init__(self, config: Any, contract: Contract, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -76,6 +93,8 @@ class Encoder(nn.Module):
         self.config, self.contract, self.tokenizer = config, contract, tokenizer
         self.model: nn.Module = ARCHITECTURES[config.model_type][1](config, add_pooling_layer=False)
         self.model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+        layers.replace(self.model)
+        self.attention_dropout = 0.0
 
     @classmethod
     def random(
@@ -90,7 +109,7 @@ class Encoder(nn.Module):
             intermediate_size=settings.intermediate,
             max_position_embeddings=settings.max_positions,
             hidden_dropout_prob=settings.dropout,
-            attention_probs_dropout_prob=0.0,
+            attention_probs_dropout_prob=settings.attention_dropout,
             type_vocab_size=1,
             layer_norm_eps=1e-5,
             bos_token_id=tokenizer.bos,
@@ -101,7 +120,34 @@ class Encoder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             rules = {"normalise": settings.normalise, "similarity": similarity, **rules}
-            return cls(config, Contract.of(config, tokenizer, **rules), tokenizer)
+            made = cls(config, Contract.of(config, tokenizer, **rules), tokenizer)
+        made.attention_dropout = settings.attention_dropout
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
+        """A copy with weights of its own; the tokenizer, tens of megabytes that never change, is shared."""
+        memo[id(self.tokenizer)] = self.tokenizer
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
+
+    @property
+    def attention_dropout(self) -> float:
+        """Dropout on attention weights while training. A loaded model's own figure is not taken: see ModelSettings."""
+        return float(next(layers.attentions(self.model)).dropout.p)
+
+    @attention_dropout.setter
+    def attention_dropout(self, probability: float) -> None:
+        for module in layers.attentions(self.model):
+            module.dropout.p = probability
+
+    def checkpoint_activations(self, on: bool) -> None:
+        """Whether training computes each layer's forward pass again in the backward pass, to save its memory."""
+        model: Any = self.model
+        word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # renamed in 5.23
+        switch = getattr(model, f"{word}_checkpointing_{'enable' if on else 'disable'}")
+        switch({"use_reentrant": False}) if on else switch()
 
     def forward(self, packed: Packed) -> Tensor:
         """B packed sequences, special tokens included, to (B, D) in fp32 whatever the weights are in."""
@@ -115,18 +161,19 @@ class Encoder(nn.Module):
             vectors = hidden[starts].float()
         else:
             # not index_add_, whose sums on a GPU come out in another order every time
-            vectors = torch.segment_reduce(hidden.float(), "mean", lengths=packed.lengths, axis=0)
+            # unsafe: no look at the lengths, for which a GPU would be waited for
+            vectors = torch.segment_reduce(hidden.float(), "mean", lengths=packed.lengths, axis=0, unsafe=True)
         return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
 
     def _autocast(self) -> torch.autocast:
         """Opened inside `forward`, because DeepSpeed turns off an autocast that it finds open around the engine."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def _positions(self, packed: Packed) -> Tensor:
         """Each token's position in its own sequence, (T,), as the architecture counts."""
-        starts = packed.cu_seqlens[:-1].repeat_interleave(packed.lengths)
-        first = self.config.pad_token_id + 1 if self.config.model_type == "xlm-roberta" else 0
-        return torch.arange(len(packed.ids), device=packed.ids.device) - starts + first
+        starts = packed.cu_seqlens[:-1].repeat_interleave(packed.lengths, output_size=len(packed.ids))
+        return torch.arange(len(packed.ids), device=packed.ids.device) - starts + first_position(self.config)
 
     @property
     def device(self) -> torch.device:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib
+import inspect
+
 import pytest
 import torch
 from torch import Tensor
 
 from mcontriever.encoder import attention
-from mcontriever.encoder.attention import Layout, packed_attention
+from mcontriever.encoder.attention import Layout, attend, packed_attention
 
 HEADS, WIDTH, SCALE = 3, 4, 0.3  # not the usual 1/sqrt(WIDTH), which is what a kernel falls back to
 
@@ -64,21 +67,71 @@ def test_half_precision_stays_half_precision_and_is_computed_in_full_on_cpu() ->
     torch.testing.assert_close(result, expected, atol=0, rtol=2**-7)  # the last bit at most: only the result is rounded
 
 
-def test_layout_pads_no_sequence_by_a_step_or_more() -> None:
-    lengths = torch.tensor([1, 30, 2, 8, 9, 16, 17, 8, 1, 31])
-    layout = Layout.of(lengths)
-    assert layout.boundaries.tolist() == [0, 1, 31, 33, 41, 50, 66, 83, 91, 92, 123]
-    assert layout.longest == 31
-    assert sum(group.count for group in layout.groups) == len(lengths)
-    padded = len(layout.gather) - int(lengths.sum())
-    assert 0 < padded < attention._STEP * len(lengths)
-    assert layout.gather[layout.scatter].tolist() == list(range(int(lengths.sum())))
-    assert {group.mask is None for group in layout.groups} == {True, False}
+def test_layout_says_where_sequences_begin_and_where_their_tokens_go_when_padded() -> None:
+    layout = Layout.of(torch.tensor([1, 4, 2]))
+    assert layout.edges == (0, 1, 5, 7)
+    assert layout.boundaries.tolist() == [0, 1, 5, 7]
+    assert layout.boundaries.dtype == torch.int32
+    assert layout.longest == 4
+    rows, mask = layout.padding
+    assert rows.tolist() == [0, 4, 5, 6, 7, 8, 9]
+    assert mask.tolist() == [[True, False, False, False], [True] * 4, [True, True, False, False]]
 
 
-def test_equal_lengths_need_no_mask() -> None:
-    (group,) = Layout.of(torch.full((6,), 12)).groups
-    assert (group.count, group.width, group.mask) == (6, 12, None)
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_the_padded_way_without_dropout_is_the_same(lengths: list[int]) -> None:
+    qkv = torch.stack([tensor[0].transpose(0, 1) for tensor in inputs(sum(lengths), torch.float32)], dim=1).detach()
+    layout = Layout.of(torch.tensor(lengths))
+    ours, padded = qkv.clone().requires_grad_(), qkv.clone().requires_grad_()
+    first, second = attend(ours, layout, scaling=SCALE), attention._padded(padded, layout, SCALE, 0.0)
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)
+    weights = torch.randn_like(first)
+    for result in (first, second):
+        (result * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, padded.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_dropout_drops_single_weights_and_leaves_the_mean() -> None:
+    # Equal scores and values that name their token: without dropout every token gets each one's share, 1/4.
+    tokens = 4
+    qkv = torch.zeros(tokens, 3, 1, tokens)
+    qkv[:, 2, 0] = torch.eye(tokens)
+    layout = Layout.of(torch.tensor([tokens]))
+    torch.manual_seed(0)
+    draws = torch.stack([attend(qkv, layout, dropout=0.5)[:, 0] for _ in range(2000)])
+    assert {round(value, 4) for value in draws.flatten().tolist()} == {0.0, 0.5}
+    torch.testing.assert_close(draws.mean(0), torch.full((tokens, tokens), 0.25), atol=0.03, rtol=0)
+
+
+def test_torchs_kernel_is_taken_where_it_runs_and_called_as_its_signature_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda", 0)
+    for capability, dtype, width, taken in [
+        ((9, 0), torch.bfloat16, 64, True),
+        ((8, 0), torch.float16, 80, True),
+        ((7, 5), torch.float16, 64, False),
+        ((9, 0), torch.float32, 64, False),
+        ((9, 0), torch.bfloat16, 20, False),
+        ((9, 0), torch.bfloat16, 264, False),
+    ]:
+        attention._varlen.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, answer=capability: answer)
+        assert (attention._varlen(cuda, dtype, width) is not None) == taken
+    attention._varlen.cache_clear()
+    assert attention._varlen(torch.device("cpu"), torch.bfloat16, 64) is None
+    kernel = importlib.import_module(attention._VARLEN).varlen_attn
+    calls = []
+    monkeypatch.setattr(
+        attention, "_varlen", lambda *_: lambda *given, **named: calls.append((given, named)) or given[2]
+    )
+    qkv, layout = torch.randn(7, 3, HEADS, WIDTH), Layout.of(torch.tensor([5, 2]))
+    # torch names "meta" what is no CPU and has no numbers: enough to see the call
+    result = attend(qkv.to("meta"), layout, scaling=SCALE)
+    assert result.shape == (7, HEADS, WIDTH)
+    ((given, named),) = calls
+    bound = inspect.signature(kernel).bind(*given, **named).arguments
+    assert list(bound) == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k", "scale"]
+    assert bound["cu_seq_q"].tolist() == bound["cu_seq_k"].tolist() == [0, 5, 7]
+    assert (bound["max_q"], bound["max_k"], bound["scale"]) == (5, 5, SCALE)
 
 
 def test_a_call_without_the_layout_fails() -> None:

@@ -34,6 +34,9 @@ VERBS = {
     "index": Verb("retrieval.index", "IndexSettings", "build_index", ("vectors", "out"), "vectors to a search index"),
     "search": Verb("retrieval.terminal", "SearchSettings", "search_command", ("index", "query"), "answer a question"),
     "serve": Verb("serving.server", "ServeSettings", "serve", ("index",), "answer questions over HTTP"),
+    "plot": Verb("training.plot", "PlotSettings", "plot", ("runs",), "the curves of training runs as a picture"),
+    "export": Verb("training.export", "ExportSettings", "export", ("run", "out"), "a run's encoder to a checkpoint"),
+    "supervise": Verb("training.supervise", "SuperviseSettings", "supervise", (), "restart a training job that died"),
     "adopt": Verb("cli", "AdoptSettings", "adopt", ("checkpoint", "out"), "another's checkpoint to one of ours"),
     "inspect": Verb("cli", "InspectSettings", "inspect", ("path",), "say what a folder we wrote is and holds"),
 }
@@ -133,6 +136,9 @@ def main(argv: Sequence[str]) -> None:
             raise UsageError("no verb was given; see the list above")
         return
     name, *rest = words
+    if "--" in rest:  # what follows is another command's
+        cut = rest.index("--")
+        rest = [*rest[:cut], "--command", json.dumps(rest[cut + 1 :])]
     if name in ("--version", "-V"):
         sys.stdout.write(f"mcontriever {__version__}\n")
         return
@@ -153,5 +159,5 @@ def _overview() -> str:
     lines = ["usage: mcontriever VERB ... [--help]", ""]
     for name, verb in VERBS.items():
         places = " ".join(place.upper() for place in verb.positionals)
-        lines.append(f"  {name:<8} {places:<22}  {verb.help}")
+        lines.append(f"  {name:<9} {places:<22}  {verb.help}")
     return "\n".join([*lines, "", _ELSEWHERE])

@@ -62,7 +62,8 @@ def described(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]
         if dataclasses.is_dataclass(hint):
             yield from described(typing.cast(type, hint), f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", hint, field.default, " ".join(words.get(field.name, "").split())
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            yield f"{prefix}{field.name}", hint, default, " ".join(words.get(field.name, "").split())
 
 
 def _metavar(key: str, hint: Any) -> str:
@@ -76,4 +77,4 @@ def _metavar(key: str, hint: Any) -> str:
 def _default_in_words(default: Any) -> str:
     default = ",".join(map(str, default)) if isinstance(default, tuple | list) else default
     default = str(default).lower() if isinstance(default, bool) else default
-    return "" if default == "" else f"default {default}"
+    return "" if default in ("", {}) else f"default {default}"

@@ -7,6 +7,7 @@ what is ours is to say, in one line and before any work starts, which file and w
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tomllib
 import typing
@@ -161,6 +162,9 @@ def _split(
     required = {field.name for field in dataclasses.fields(cls) if is_required(field)}
     if len(placed) == sum(name in required for name in places):
         places = [name for name in places if name in required]  # `prepare OUT --dataset NAME`: no CORPUS was meant
+    if len(placed) >= len(places) > 0 and typing.get_origin(known[places[-1]]) in (tuple, list):
+        end = len(places) - 1  # `plot RUN RUN`: the last place takes all there are, commas in them and all
+        placed[end:] = [json.dumps(placed[end:], ensure_ascii=False)]
     for number, word in enumerate(placed):
         if number == len(places):
             raise UsageError(f"{prog}: unexpected argument {word!r}; options look like --key value, see --help")

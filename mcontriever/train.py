@@ -28,11 +28,25 @@ def main(argv: list[str]) -> None:
         return  # rank 0 shows it
     from . import settings
     from .training import TrainSettings, train
+    from .training.plan import Plan
+    from .training.signals import StoppedBySignal
+    from .training.supervise import report
 
     try:
         recipe = settings.parse(TrainSettings, argv, prog="mcontriever/train.py", recipes=True)
+        if recipe.plan:
+            if not others:
+                sys.stdout.write("\n".join(Plan.of(recipe).lines()) + "\n")
+            return
+        report(output=recipe.output)
         train(recipe)
-    except McontrieverError:
+    except StoppedBySignal as stopped:
+        report(code=stopped.exit_code)
+        if not others:
+            sys.stderr.write(f"mcontriever: {stopped}\n")
+        raise SystemExit(stopped.exit_code) from stopped
+    except McontrieverError as error:
+        report(code=error.exit_code)
         if others:
             # Most often rank 0 finds the same, says it, and the launcher ends the others: once is enough. Who is still
             # alive after that is the only one to know.

@@ -107,6 +107,36 @@ def test_a_terminal_gets_one_line_rewritten(capsys, monkeypatch):
     assert len(re.findall("\r", text)) == 11
 
 
+def test_what_is_told_is_a_line_at_once_and_moves_the_next_one_on(capsys):
+    clock = Clock()
+    bar = progress.Bar("Training", 10, "steps", clock=clock, line_seconds=60.0)
+    for seconds, tell in ((0.1, True), (50.0, True), (59.0, False), (2.0, False), (1.0, True)):
+        clock.now += seconds
+        bar.tell(loss="1") if tell else bar.advance()
+    told = [line.split("  ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["1/10 steps", "2/10 steps", "4/10 steps", "5/10 steps"]
+
+
+def test_what_is_told_goes_into_a_live_bar_no_wider_than_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(progress.Bar, "_live", True)
+    monkeypatch.setenv("COLUMNS", "40")
+    clock = Clock()
+    bar = progress.Bar("Training", 10, "steps", clock=clock)
+    bar.tell(loss="1.234")
+    assert capsys.readouterr().err == ""
+    clock.now = 3.0
+    bar.advance()
+    assert capsys.readouterr().err == "\r\x1b[2KTraining  2/10 steps  20%  1.5 s each  "[:45]
+
+
+def test_a_note_is_a_line_of_its_own(capsys, monkeypatch):
+    progress.note("saved")
+    assert capsys.readouterr().err == "saved\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress.note("saved")
+    assert capsys.readouterr().err == "\r\x1b[2Ksaved\n"
+
+
 def test_a_resumed_count_has_the_rate_of_this_run():
     clock = Clock()
     bar = progress.Bar("Training", 100, "steps", done=50, clock=clock)

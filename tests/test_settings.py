@@ -1,6 +1,7 @@
 """Settings: where a value comes from, and that every mistake is one line naming file, key, expectation, nearest key."""
 
 import importlib
+import json
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -75,6 +76,16 @@ def test_the_command_line_takes_every_form(tmp_path):
     assert made == Root(out="place", seed=3, bf16=True, languages=("en", "sw"), optim=Optim(lr=0.25, warmup=5))
     assert parse(Root, ["--bf16", "false", "--out", "x"], prog="p") == Root(out="x")
     assert parse(Root, ["--bf16", "--out", "x"], prog="p") == Root(out="x", bf16=True)
+
+
+def test_a_last_place_of_many_takes_what_is_left_commas_and_all():
+    places = ["out", "languages"]
+    assert parse(Root, ["x", "a,b", "c"], prog="p", positionals=places) == Root(out="x", languages=("a,b", "c"))
+    assert parse(Root, ["x", 'a"b\\ü'], prog="p", positionals=places) == Root(out="x", languages=('a"b\\ü',))
+    assert parse(Root, ["x"], prog="p", positionals=places) == Root(out="x")
+    assert parse(Root, ["x", "--languages", "a,b"], prog="p", positionals=places) == Root(out="x", languages=("a", "b"))
+    with pytest.raises(UsageError, match="unexpected argument 'y'"):
+        parse(Root, ["x", "y", "--languages", "a"], prog="p", positionals=places)
 
 
 def test_a_dump_reads_back_equal(tmp_path):
@@ -163,7 +174,7 @@ def test_help_shows_every_field_with_its_words(capsys):
 
 def flat(table, prefix=""):
     for key, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -178,6 +189,8 @@ def test_help_shows_all_options_and_only_those_that_are_taken(command, capsys):
         module = importlib.import_module(f"mcontriever.{verb.module}")
         cls, positionals = getattr(module, verb.settings), verb.positionals
         values = dict.fromkeys(positionals, "x")
+        if command == "supervise":  # the command's words follow two dashes, which are no position
+            values["command"] = "x"
     with pytest.raises(SystemExit):
         parse(cls, ["--help"], prog="p", positionals=positionals, recipes=command == "train")
     text = capsys.readouterr().out
@@ -188,7 +201,9 @@ def test_help_shows_all_options_and_only_those_that_are_taken(command, capsys):
     assert set(re.findall(r"--([\w.]+)", text)) - set(shown) == {"key"}, "options named in passing"
     words = []
     for key, value in defaults.items():
-        value = ",".join(value) if isinstance(value, list) else str(value).lower() if value in (True, False) else value
+        if isinstance(value, list | dict):
+            value = ",".join(value) if isinstance(value, list) else json.dumps(value)
+        value = str(value).lower() if value in (True, False) else value
         words += [f"--{key}", str(value)]
     assert parse(cls, words, prog="p") == build(cls, None, values)
 

@@ -68,6 +68,7 @@ def open_pairs(recipe: TrainSettings, query_encoder: Encoder, shards: Shards | N
         )
     crops = UnlabelledPairs(shards, recipe.unlabelled, recipe.seed)
     _require_enough(recipe, sum(crops.windows), "windows of text", recipe.unlabelled.shards)
+    crops.require(recipe.batch.size)
     return crops
 
 

@@ -152,7 +152,7 @@ class PlanSettings:
     """What --plan reckons with. Never changes what is trained."""
 
     gpus: int = 0
-    """GPUs, one rank each; 0: as many as this launch has ranks"""
+    """how many GPUs, one rank each; 0: as many as this launch has ranks"""
     tflops: float = 150.0
     """10^12 operations a second that a GPU keeps up in the recipe's precision; half of an A100's peak in bf16 is 156"""
     gbytes: float = 0.0

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from mcontriever import encoder
 from mcontriever.corpus import PrepareSettings, prepare
-from mcontriever.encoder import ModelSettings
 from mcontriever.errors import ArtifactError, McontrieverError, SettingsError
 from mcontriever.objectives import ObjectiveSettings
 from mcontriever.pairs import LabelledSettings, UnlabelledSettings
@@ -18,39 +17,8 @@ from mcontriever.training import BatchSettings, SavingSettings, TrainSettings, m
 from mcontriever.training import loop as loop_module
 from mcontriever.training.schedule import OptimSettings
 
-WORDS = "river mountain lake bridge tower garden market harbour castle forest desert island valley meadow".split()
 
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for language, step in (("en", 1), ("sw", 3)):
-        rows = []
-        for number in range(24):
-            text = " ".join(WORDS[(number + step * i) % len(WORDS)] + str(number) for i in range(12))
-            rows.append(json.dumps({"_id": f"{number}.{language}", "article": str(number), "text": text}))
-        (folder / f"{language}.jsonl").write_text("\n".join(rows) + "\n")
-    out = tmp_path_factory.mktemp("prepared") / "shards"
-    prepare(PrepareSettings(corpus=str(folder), out=str(out), vocab_size=64))
-    return out
-
-
-def recipe(shards, output, **changes):
-    given = {
-        "output": str(output),
-        "steps": 6,
-        "log_every": 2,
-        "model": ModelSettings(layers=1, hidden=16, heads=2, intermediate=32, max_positions=66, dropout=0.1),
-        "unlabelled": UnlabelledSettings(shards=str(shards), window=64, comparable=0.5),
-        "objective": ObjectiveSettings(queue_size=16, momentum=0.9),
-        "optim": OptimSettings(lr=1e-3, warmup=2),
-        "batch": BatchSettings(size=8),
-        "saving": SavingSettings(every=2, keep=2),
-    }
-    return TrainSettings(**(given | changes))
-
-
-def test_a_run_leaves_a_checkpoint_that_knows_its_recipe(shards, tmp_path):
+def test_a_run_leaves_a_checkpoint_that_knows_its_recipe(recipe, shards, tmp_path):
     model = train(recipe(shards, tmp_path / "run"))
     assert (model / "recipe.toml").read_text().startswith("output")
     assert encoder.load(model, device="cpu").encode_queries(["river"]).shape == (1, 16)
@@ -59,7 +27,7 @@ def test_a_run_leaves_a_checkpoint_that_knows_its_recipe(shards, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").glob("state-*")) == ["state-00000004", "state-00000006"]
 
 
-def test_killed_and_resumed_is_bit_identical_dropout_and_queue_included(shards, tmp_path, monkeypatch):
+def test_killed_and_resumed_is_bit_identical_dropout_and_queue_included(recipe, shards, tmp_path, monkeypatch):
     whole = train(recipe(shards, tmp_path / "whole"))
     real = loop_module.train_step
 
@@ -79,14 +47,14 @@ def test_killed_and_resumed_is_bit_identical_dropout_and_queue_included(shards, 
     expected, got = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     curves = [
-        [{k: v for k, v in line.items() if "second" not in k} for line in metrics.read(run / metrics.NAME)]
+        [{k: v for k, v in line.items() if k not in metrics.MACHINE} for line in metrics.read(run / metrics.NAME)]
         for run in (tmp_path / "whole", tmp_path / "killed")
     ]
     assert curves[0] == curves[1]
 
 
 @pytest.mark.parametrize("harmed", ["weights.safetensors", "manifest.json"])
-def test_a_damaged_state_is_named_and_the_one_before_it_taken(shards, tmp_path, capsys, harmed):
+def test_a_damaged_state_is_named_and_the_one_before_it_taken(recipe, shards, tmp_path, capsys, harmed):
     run = tmp_path / "run"
     expected = load_file(train(recipe(shards, run)) / "model.safetensors")
     for path in (run / "model").iterdir():
@@ -103,7 +71,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_taken(shards, tmp_path, 
     assert all(torch.equal(expected[name], again[name]) for name in expected)
 
 
-def test_a_second_run_over_the_first_does_nothing_and_another_recipe_is_refused(shards, tmp_path, capsys):
+def test_a_second_run_over_the_first_does_nothing_and_another_recipe_is_refused(recipe, shards, tmp_path, capsys):
     first = recipe(shards, tmp_path / "run")
     model = train(first)
     before = (model / "model.safetensors").stat().st_mtime_ns
@@ -115,12 +83,12 @@ def test_a_second_run_over_the_first_does_nothing_and_another_recipe_is_refused(
         train(other)
 
 
-def test_fine_tuning_starts_from_a_checkpoint_and_learns(shards, tmp_path):
+def test_fine_tuning_starts_from_a_checkpoint_and_learns(recipe, shards, words, tmp_path):
     start = train(recipe(shards, tmp_path / "pre"))
     pairs = tmp_path / "pairs.jsonl"
     rows = [
         {"query": f"where is {word}", "positive": {"title": "", "text": f"{word}{i} is {word}"}}
-        for i, word in enumerate(WORDS)
+        for i, word in enumerate(words)
     ]
     pairs.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     tuned = TrainSettings(
@@ -138,7 +106,7 @@ def test_fine_tuning_starts_from_a_checkpoint_and_learns(shards, tmp_path):
     assert losses[-1] < losses[0] / 2
 
 
-def test_settings_that_cannot_work_are_refused_before_any_work(shards, tmp_path):
+def test_settings_that_cannot_work_are_refused_before_any_work(recipe, shards, tmp_path):
     with pytest.raises(SettingsError, match="queue_size 4 is smaller than batch.size 8"):
         train(recipe(shards, tmp_path / "a", objective=ObjectiveSettings(queue_size=4)))
     with pytest.raises(SettingsError, match="neither is set"):
@@ -152,7 +120,7 @@ def test_settings_that_cannot_work_are_refused_before_any_work(shards, tmp_path)
 
 
 @pytest.mark.parametrize(("field", "what"), [("loss", "loss"), ("gradient_norm", "gradient's norm")])
-def test_what_is_no_number_stops_the_run_and_leaves_the_last_state(shards, tmp_path, monkeypatch, field, what):
+def test_what_is_no_number_stops_the_run_and_leaves_the_last_state(recipe, shards, tmp_path, monkeypatch, field, what):
     real = loop_module.train_step
 
     def poisoned(*arguments):
@@ -167,14 +135,14 @@ def test_what_is_no_number_stops_the_run_and_leaves_the_last_state(shards, tmp_p
     assert [path.name for path in (tmp_path / "run").glob("state-*")] == ["state-00000002"]
 
 
-def test_the_same_shards_elsewhere_go_on_and_others_in_their_place_are_refused(shards, tmp_path):
+def test_the_same_shards_elsewhere_go_on_and_others_in_their_place_are_refused(recipe, shards, words, tmp_path):
     place = tmp_path / "shards"
     shutil.copytree(shards, place)
     run = tmp_path / "run"
     model = train(recipe(shards, run))
     assert train(recipe(place, run)) == model
     corpus = tmp_path / "corpus.en.jsonl"
-    rows = [json.dumps({"_id": str(i), "text": " ".join(WORDS[i % 5 :] * 2), "article": str(i)}) for i in range(24)]
+    rows = [json.dumps({"_id": str(i), "text": " ".join(words[i % 5 :] * 2), "article": str(i)}) for i in range(24)]
     corpus.write_text("\n".join(rows) + "\n")
     shutil.rmtree(place)
     prepare(PrepareSettings(corpus=str(corpus), out=str(place), tokenizer=str(shards / "tokenizer"), min_tokens=1))
@@ -182,7 +150,7 @@ def test_the_same_shards_elsewhere_go_on_and_others_in_their_place_are_refused(s
         train(recipe(place, run, unlabelled=UnlabelledSettings(shards=str(place), window=64, comparable=0.5)))
 
 
-def test_what_the_model_or_the_data_has_no_room_for_is_refused(shards, tmp_path):
+def test_what_the_model_or_the_data_has_no_room_for_is_refused(recipe, shards, tmp_path):
     wide = UnlabelledSettings(shards=str(shards), window=128, crop_max=1.0)
     with pytest.raises(SettingsError, match=r"is 130 tokens, the model has positions for 64"):
         train(recipe(shards, tmp_path / "a", unlabelled=wide))
@@ -191,7 +159,7 @@ def test_what_the_model_or_the_data_has_no_room_for_is_refused(shards, tmp_path)
         train(recipe(shards, tmp_path / "b", **big))
 
 
-def test_states_left_by_a_kill_after_the_checkpoint_go_with_the_next_start(shards, tmp_path):
+def test_states_left_by_a_kill_after_the_checkpoint_go_with_the_next_start(recipe, shards, tmp_path):
     saving = SavingSettings(every=2, keep=2, keep_last=False)
     run = tmp_path / "run"
     train(recipe(shards, run))

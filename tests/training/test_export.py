@@ -1,0 +1,147 @@
+"""The encoder of a run as a checkpoint: from any state, also while the run goes on."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mcontriever import artifact, encoder
+from mcontriever.errors import ArtifactError, SettingsError, UsageError
+from mcontriever.objectives import ObjectiveSettings
+from mcontriever.training import SavingSettings, export, loop, state, train
+from mcontriever.training.export import ExportSettings
+
+
+@pytest.fixture(scope="module")
+def run(recipe, shards, tmp_path_factory):
+    output = tmp_path_factory.mktemp("exported") / "run"
+    train(recipe(shards, output, saving=SavingSettings(every=2, keep=2, best="loss")))
+    return output
+
+
+def exported(run, out, **how):
+    return encoder.load(export.export(ExportSettings(run=str(run), out=str(out), **how)), device="cpu")
+
+
+def vector(of):
+    return of.encode_queries(["river lake"])
+
+
+def test_the_last_state_is_the_checkpoint_of_the_run(run, tmp_path):
+    want = encoder.load(run / "model", device="cpu")
+    got = exported(run, tmp_path / "out")
+    assert np.array_equal(vector(got), vector(want))
+    assert got.contract == want.contract
+    assert (tmp_path / "out" / "recipe.toml").read_text() == (run / "model" / "recipe.toml").read_text()
+
+
+@pytest.mark.parametrize("how", ["run", "state"])
+def test_another_step_by_its_number_or_its_folder(run, tmp_path, how):
+    if how == "run":
+        exported(run, tmp_path / "out", step="4")
+    else:
+        exported(state.path_of(run, 4), tmp_path / "out")
+    got, (want, _) = load_file(tmp_path / "out" / "model.safetensors"), state.load(state.path_of(run, 4))
+    assert len(got) == len(want["weights"])
+    assert all(torch.equal(got[name.removeprefix("model.")], value) for name, value in want["weights"].items())
+
+
+def test_the_momentum_encoder(run, tmp_path):
+    exported(run, tmp_path / "out", which="key")
+    got, (want, _) = load_file(tmp_path / "out" / "model.safetensors"), state.load(state.path_of(run, 6))
+    assert all(torch.equal(got[name.removeprefix("model.")], value) for name, value in want["key_encoder"].items())
+    assert any(not torch.equal(want["weights"][name], value) for name, value in want["key_encoder"].items())
+
+
+def test_the_best(run, tmp_path, capsys):
+    exported(run, tmp_path / "out", step="best")
+    assert f"of {state.best_of(run, 'loss')}" in capsys.readouterr().out
+
+
+def test_a_damaged_newest_is_passed_over(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "state-00000006" / "weights.safetensors").write_bytes(b"")
+    exported(copy, tmp_path / "out")
+    assert "state-00000004" in capsys.readouterr().out
+    with pytest.raises(ArtifactError, match="has 0 bytes, its manifest says"):
+        exported(copy, tmp_path / "other", step="6")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_state_that_the_run_lets_go_of_meanwhile_gives_way_to_the_newer_one(run, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    newer, aside = copy / "state-00000006", tmp_path / "aside"
+    newer.rename(aside)
+    real = export._export
+
+    def too_late(found, settings):
+        if aside.exists():  # the run saves once more, and lets go of what was just chosen
+            aside.rename(newer)
+            shutil.rmtree(found)
+        return real(found, settings)
+
+    monkeypatch.setattr(export, "_export", too_late)
+    exported(copy, tmp_path / "out")
+    assert "state-00000006" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "said"),
+    [
+        ({"step": "5"}, UsageError, r"no train state of step 5; there are 6, 4"),
+        ({"step": "newest"}, SettingsError, r"step must be one of last, best"),
+        ({"which": "both"}, SettingsError, r"which must be one of query, key"),
+    ],
+)
+def test_what_is_not_there_is_said(run, tmp_path, how, error, said):
+    with pytest.raises(error, match=said):
+        exported(run, tmp_path / "out", **how)
+
+
+def test_a_run_that_goes_on_can_be_exported_and_does_not_notice(recipe, shards, run, tmp_path, monkeypatch):
+    real, output = loop.train_step, tmp_path / "run"
+
+    def exporting(*arguments):
+        if state.path_of(output, 4).exists() and not (tmp_path / "out").exists():
+            exported(output, tmp_path / "out")
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", exporting)
+    model = train(recipe(shards, output))
+    assert artifact.is_artifact(tmp_path / "out", encoder.KIND)
+    want, got = load_file(run / "model" / "model.safetensors"), load_file(model / "model.safetensors")
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+def test_without_a_queue_there_is_no_key_encoder_and_without_a_measure_no_best(recipe, shards, tmp_path):
+    output = tmp_path / "run"
+    train(recipe(shards, output, steps=1, objective=ObjectiveSettings(kind="in_batch")))
+    with pytest.raises(UsageError, match="has no momentum encoder"):
+        exported(output, tmp_path / "out", which="key")
+    with pytest.raises(UsageError, match=r"no state tells how good it is \(saving.best\)"):
+        exported(output, tmp_path / "out", step="best")
+    with pytest.raises(ArtifactError, match="neither a train state nor a run that holds one"):
+        exported(tmp_path, tmp_path / "out")
+
+
+def test_a_state_of_a_better_evaluation_is_saved_out_of_turn_and_kept(recipe, shards, tmp_path, monkeypatch):
+    values = {1: 0.1, 3: 0.9, 4: 0.2, 5: 0.5}
+
+    def maybe(self, step, engine, log, *, last=False):
+        return {"MRR@10 en": values[step]} if step in values else None
+
+    monkeypatch.setattr(loop.Evaluator, "maybe", maybe)
+    monkeypatch.setattr(loop.Evaluator, "names", ["MRR@10 en"])
+    settings = recipe(shards, tmp_path / "run", saving=SavingSettings(every=2, keep=1, best="MRR@10 en"))
+    train(settings)
+    assert sorted(step for step, _ in state.states(tmp_path / "run")) == [3, 6]
+    assert state.best_of(tmp_path / "run", "MRR@10 en") == state.path_of(tmp_path / "run", 3)
+    shutil.rmtree(tmp_path / "run" / "model")
+    shutil.rmtree(state.path_of(tmp_path / "run", 6))
+    train(dataclasses.replace(settings, saving=SavingSettings(every=5, keep=1, best="MRR@10 en")))
+    assert sorted(step for step, _ in state.states(tmp_path / "run")) == [3, 6], "what was best before is remembered"

@@ -49,7 +49,7 @@ class CleanSettings:
     """What is done to a text before it is tokenized, and which texts are left out."""
 
     normalise: Literal["none", "nfc", "nfkc", "reference"] = "none"
-    """form of the text: a Unicode one, or the reference's with quotes, hyphens, slashes, ellipses in ASCII, no controls"""
+    """form of the text: a Unicode one, or the reference's, with quotes, hyphens and slashes in ASCII and no controls"""
     min_characters: int = 0
     """drop documents of fewer characters"""
     language_check: float = 0.0

@@ -7,6 +7,8 @@ TORCH_INDEX ?=
 TORCH_ANY ?=
 # Which Python makes .venv; empty: the first of python3, python3.13, python3.12, python3.11 that is at least 3.11.
 PYTHON ?=
+# A clone of the published Contriever code: make bench REFERENCE=CLONE runs it beside ours.
+REFERENCE ?=
 # Further arguments for pytest and the benchmarks: make test ARGS='-k artifact'.
 ARGS ?=
 
@@ -45,7 +47,7 @@ fix: .venv/.installed ## mend what lint and formatting can mend
 	$(BIN)/ruff format .
 
 bench: .venv/.installed ## ours against peers on the CPU: a table and bench.json
-	$(BIN)/python scripts/bench.py $(ARGS)
+	$(BIN)/python scripts/bench.py $(if $(REFERENCE),--reference $(REFERENCE)) $(ARGS)
 
 bench-gpu: .venv/.installed ## the same on a GPU
 	$(BIN)/python scripts/bench.py --gpu $(ARGS)

@@ -7,6 +7,7 @@ is their ratio in each round: its median, and its spread, so that a lucky round 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -28,7 +29,12 @@ from bench_training import ON_GPU, PUBLISHED
 from mcontriever import artifact, settings
 from mcontriever.errors import run_command
 
-CASES: dict[str, Callable[[BenchSettings, Path], Case]] = {"loader": loader, "encoding": encoding, **TRAINING}
+CASES: dict[str, Callable[[BenchSettings, Path], Case]] = {
+    "loader-64": functools.partial(loader, size=64),
+    "loader-2048": functools.partial(loader, size=2048),
+    "encoding": encoding,
+    **TRAINING,
+}
 
 
 @dataclass(frozen=True)

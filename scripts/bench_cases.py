@@ -7,46 +7,49 @@ Letters: B pairs of a batch, N texts, D dimensions.
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_common import BATCH, BenchSettings, Case, passages, prepared  # type: ignore[import-not-found]
+from bench_common import BenchSettings, Case, passages, prepared  # type: ignore[import-not-found]
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mcontriever.corpus.shards import Shards
 from mcontriever.encoder import Encoder, ModelSettings, save
+from mcontriever.pairs import PairBatch
 from mcontriever.pairs.unlabelled import UnlabelledPairs, UnlabelledSettings
 
 ROWS = 32  # texts the peer encodes at a time: sentence-transformers' default
 
 
-def loader(settings: BenchSettings, folder: Path) -> Case:
+def loader(settings: BenchSettings, folder: Path, *, size: int) -> Case:
     """Crop pairs from shards: ours against a dataset that makes one pair at a time and a collator that pads."""
     shards = Shards.open(prepared(settings, folder))
     crops = UnlabelledSettings(shards=str(shards.path))
     pairs = UnlabelledPairs(shards, crops, seed=0)
-    batches = 10 if settings.quick else 50
-    plain = DataLoader(
-        _OneByOne(shards, crops, batches * BATCH), batch_size=BATCH, collate_fn=_Padded(shards.tokenizer().pad)
-    )
+    count, samples = 4096 if settings.quick else 32_768, np.arange(size)
+    plain = DataLoader(_OneByOne(shards, crops, count), batch_size=size, collate_fn=_Padded(shards.tokenizer().pad))
+    steps = itertools.count()  # never one twice: ours makes small batches for several steps at once, and keeps them
+
+    def batches() -> Iterator[PairBatch]:
+        return (pairs.batch(step, samples, size) for step in itertools.islice(steps, count // size))
 
     def ours() -> float:
-        for step in range(batches):
-            pairs.batch(step, np.arange(BATCH), BATCH)
-        return float(batches * BATCH)
+        return float(sum(map(len, batches())))
 
     def peer() -> float:
         return float(sum(len(batch["query"]) for batch in plain))
 
     _same_size(
-        [float(pairs.batch(step, np.arange(BATCH), BATCH).query.lengths.float().mean()) for step in range(batches)],
+        [float(batch.query.lengths.float().mean()) for batch in batches()],
         [float(batch["query_mask"].sum(1).float().mean()) for batch in plain],
     )
-    return Case("loader", "pairs/s", ours, peer, "one pair at a time, padded")
+    return Case(f"loader-{size}", "pairs/s", ours, peer, f"one pair at a time, padded, batches of {size}")
 
 
 def encoding(settings: BenchSettings, folder: Path) -> Case:

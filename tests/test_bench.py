@@ -22,7 +22,7 @@ from mcontriever.pairs import Packed, PairBatch
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TRAINING = ["training-fp32", "training-bf16", "training-best", "training-parity", "training-share"]
-NAMES = ["loader", "encoding", *TRAINING]
+NAMES = ["loader-64", "loader-2048", "encoding", *TRAINING]
 
 
 @pytest.fixture
@@ -135,6 +135,27 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(bench: ModuleType, shards: Path) -> Callable[..., tuple[Any, Path]]:
     """Settings of a quick run, and the folder where shards lie once one of them was asked for."""
     return lambda **given: (bench.BenchSettings(quick=True, hidden=32, heads=2, **given), shards)
+
+
+@pytest.mark.parametrize("size", [64, 2048])
+def test_every_call_of_the_loader_makes_its_batches_anew(
+    quick: Callable[..., tuple[Any, Path]], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    cases = importlib.import_module("bench_cases")
+    monkeypatch.setattr(cases, "_same_size", lambda ours, peer: None)
+    made: list[int] = []
+    real = cases.UnlabelledPairs._make
+
+    def counted(self: Any, numbers: Any, mixture: Any) -> Any:
+        made.extend(numbers.tolist())
+        return real(self, numbers, mixture)
+
+    monkeypatch.setattr(cases.UnlabelledPairs, "_make", counted)
+    case = cases.loader(*quick(), size=size)
+    before = len(made)
+    assert [case.ours(), case.ours()] == [4096, 4096]
+    assert len(made) - before == 8192
+    assert len(set(made)) == len(made)
 
 
 def test_ours_and_the_naive_step_learn_the_same(quick: Callable[..., tuple[Any, Path]]) -> None:
@@ -251,5 +272,5 @@ def test_the_real_cases_run_and_their_two_sides_agree(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in json.loads((tmp_path / "bench.json").read_text())}
-    assert list(rows) == ["loader", "encoding", *TRAINING[:-1], "training-share-64"]
+    assert list(rows) == [*NAMES[:-1], "training-share-64"]
     assert all(row["low"] <= row["ratio"] <= row["high"] and row["ours"] > 0 for row in rows.values())

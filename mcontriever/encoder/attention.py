@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+
+from ..pairs import Packed
 
 NAME = "mcontriever_packed"
 _VARLEN = "torch.nn.attention.varlen"  # torch 2.10 and later; it runs on CUDA alone, in half precision
@@ -37,11 +39,10 @@ class Layout:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Tensor) -> Layout:
-        """The layout of sequences of these lengths, (B,); its tensors lie where `lengths` does."""
-        boundaries = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-        edges = tuple(boundaries.tolist())
-        return cls(boundaries, edges, max(stop - start for start, stop in pairwise(edges)))
+    def of(cls, packed: Packed) -> Layout:
+        """The layout of these sequences; its tensors lie where theirs do, and no device is waited for."""
+        known = packed.known_lengths
+        return cls(packed.cu_seqlens.to(torch.int32), (0, *accumulate(known)), max(known))
 
     @functools.cached_property
     def padding(self) -> tuple[Tensor, Tensor]:

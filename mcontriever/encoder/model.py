@@ -151,7 +151,7 @@ class Encoder(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """B packed sequences, special tokens included, to (B, D) in fp32 whatever the weights are in."""
-        layout = attention.Layout.of(packed.lengths)
+        layout = attention.Layout.of(packed)
         with self._autocast():
             hidden = self.model(
                 input_ids=packed.ids[None], position_ids=self._positions(packed)[None], layout=layout

@@ -18,8 +18,11 @@ from . import recurring, sentences, views
 from .counter import Words, streams, uniform, words
 from .salience import Scorer, Statistics
 from .unlabelled_settings import UnlabelledSettings
-from .views import LEAST_TOKENS, Pieces
+from .views import LEAST_TOKENS, Flags, Pieces
 from .windows import Integers, Windows
+
+Views = tuple[Pieces, Pieces, Flags | None]
+"""Queries, passages, and (B,) which of them are not what the view asks; None for views that every window allows."""
 
 QUERY_LENGTH, QUERY_START, PASSAGE_LENGTH, PASSAGE_START, COIN, VERSION, WINDOW, SENTENCE = range(8)
 TAPES = slice(8, 10), slice(10, 12)  # of queries and of passages, a word for each of at most two spans
@@ -52,7 +55,7 @@ class Chooser:
     def __init__(
         self, settings: UnlabelledSettings, windows: Windows, tokenizer: Tokenizer, seed: int, scorer: Scorer | None
     ) -> None:
-        makers: dict[str, Callable[[Texts], tuple[Pieces, Pieces]]] = {
+        makers: dict[str, Callable[[Texts], Views]] = {
             "crop": self._crops,
             "ict": self._inverse_cloze,
             "neighbour": self._neighbours,
@@ -70,37 +73,44 @@ class Chooser:
         if settings.view == "salient":
             self._scorer = scorer or self._statistics
 
-    def _crops(self, texts: Texts) -> tuple[Pieces, Pieces]:
+    def _crops(self, texts: Texts) -> Views:
         query = self._crop(texts, texts.sizes, QUERY_LENGTH, QUERY_START)
         passage = self._crop(texts, texts.other_sizes, PASSAGE_LENGTH, PASSAGE_START)
-        return views.one_piece(*query), views.one_piece(*passage)
+        return views.one_piece(*query), views.one_piece(*passage), None
 
-    def _inverse_cloze(self, texts: Texts) -> tuple[Pieces, Pieces]:
+    def _inverse_cloze(self, texts: Texts) -> Views:
         """A window without a sentence of a length that fits gives a crop in its place."""
         longest = np.clip((texts.sizes * self._high).astype(np.int64), LEAST_TOKENS, texts.sizes - LEAST_TOKENS)
         ends = self._sentence_ends(texts.tokens)
         sentence = sentences.pick(ends, texts.sizes, longest, texts.draws[:, SENTENCE])
         start, length = self._crop(texts, texts.sizes, QUERY_LENGTH, QUERY_START)
-        start, length = np.where(sentence[1] > 0, sentence, (start, np.minimum(length, longest)))
-        return views.inverse_cloze(start, length, texts.sizes, self._chance(texts, COIN) < self._settings.ict_keep)
+        found = sentence[1] > 0
+        start, length = np.where(found, sentence, (start, np.minimum(length, longest)))
+        stays = self._chance(texts, COIN) < self._settings.ict_keep
+        return *views.inverse_cloze(start, length, texts.sizes, stays), ~found
 
-    def _neighbours(self, texts: Texts) -> tuple[Pieces, Pieces]:
+    def _neighbours(self, texts: Texts) -> Views:
         first, second = (
             views.part(texts.sizes, self._low, self._high, self._chance(texts, draw))
             for draw in (QUERY_LENGTH, PASSAGE_LENGTH)
         )
         swapped = self._chance(texts, SWAP) < 0.5
-        return views.neighbours(texts.sizes, first, second, self._chance(texts, QUERY_START), swapped)
+        return *views.neighbours(texts.sizes, first, second, self._chance(texts, QUERY_START), swapped), None
 
-    def _title(self, texts: Texts) -> tuple[Pieces, Pieces]:
-        """The query's text is the head of the document, the passage's a window of it: what the title takes is left."""
+    def _title(self, texts: Texts) -> Views:
+        """The query's text is the head of the document, the passage's a window of it: what the title takes is left.
+
+        A first sentence too long for a title gives its beginning.
+        """
         longest = np.minimum(texts.sizes, self._settings.window // 2) - LEAST_TOKENS
-        title = sentences.first(self._sentence_ends(texts.query_tokens), texts.sizes, longest)
+        ends = self._sentence_ends(texts.query_tokens)
+        title = sentences.first(ends, texts.sizes, longest)
+        cut = ~ends[np.cumsum(texts.sizes) - texts.sizes + title - 1]
         taken = np.maximum(title - texts.distances, 0)
         start, length = self._crop(texts, texts.other_sizes - taken, PASSAGE_LENGTH, PASSAGE_START)
-        return views.one_piece(np.zeros_like(title), title), views.one_piece(start + taken, length)
+        return views.one_piece(np.zeros_like(title), title), views.one_piece(start + taken, length), cut
 
-    def _recurring(self, texts: Texts) -> tuple[Pieces, Pieces]:
+    def _recurring(self, texts: Texts) -> Views:
         """A window in which nothing recurs gives two crops."""
         rarity = self._statistics.rarity(texts.tokens, np.repeat(texts.languages, texts.sizes))
         spans = recurring.find(texts.tokens, texts.sizes, rarity, streams(self._seed, _RECURRING, texts.numbers))
@@ -118,14 +128,14 @@ class Chooser:
         )
         none = np.zeros_like(texts.sizes)
         plain = [(np.stack([at, none], 1), np.stack([size, none], 1)) for at, size in crops]
-        found = (spans.length > 0)[:, None]
+        found = spans.length > 0
         query, passage = (
-            (np.where(found, one[0], other[0]), np.where(found, one[1], other[1]))
+            (np.where(found[:, None], one[0], other[0]), np.where(found[:, None], one[1], other[1]))
             for one, other in zip(sharing, plain, strict=True)
         )
-        return query, passage
+        return query, passage, ~found
 
-    def _salient(self, texts: Texts) -> tuple[Pieces, Pieces]:
+    def _salient(self, texts: Texts) -> Views:
         """Of some random spans the one that scores best, and the rest."""
         bits = words(streams(self._seed, _CANDIDATES, texts.numbers)[:, None], np.arange(2 * _SPANS_SCORED))
         chances = uniform(bits)
@@ -134,7 +144,8 @@ class Chooser:
         starts = views.place(lengths, texts.sizes[:, None], chances[:, _SPANS_SCORED:])
         best = self._scorer(texts.tokens, texts.sizes, texts.languages, starts, lengths).argmax(1)[:, None]
         start, length = (np.take_along_axis(values, best, 1)[:, 0] for values in (starts, lengths))
-        return views.inverse_cloze(start, length, texts.sizes, self._chance(texts, COIN) < self._settings.ict_keep)
+        stays = self._chance(texts, COIN) < self._settings.ict_keep
+        return *views.inverse_cloze(start, length, texts.sizes, stays), None
 
     def _crop(self, texts: Texts, sizes: Integers, length: int, start: int) -> tuple[Integers, Integers]:
         return views.crop(sizes, self._low, self._high, self._chance(texts, length), self._chance(texts, start))

@@ -6,6 +6,7 @@ Letters: B sequences, T tokens of all of them together.
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class Packed:
     def __len__(self) -> int:
         return int(self.lengths.shape[0])
 
+    @functools.cached_property
+    def known_lengths(self) -> tuple[int, ...]:
+        """The lengths for the host. `to` and `joined` hand them on: a GPU that is asked for them is waited for."""
+        return tuple(self.lengths.tolist())
+
     @property
     def cu_seqlens(self) -> Tensor:
         """Where each sequence starts, and the end of the last: (B+1,) int64."""
@@ -37,7 +43,15 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         """The same sequences on another device."""
-        return Packed(self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+        return _knowing(
+            self.ids.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True), self.known_lengths
+        )
+
+    @classmethod
+    def joined(cls, first: Packed, second: Packed) -> Packed:
+        """The sequences of both, the first's first."""
+        ids, lengths = torch.cat([first.ids, second.ids]), torch.cat([first.lengths, second.lengths])
+        return _knowing(ids, lengths, first.known_lengths + second.known_lengths)
 
     def rows(self, start: int, stop: int) -> Packed:
         """Sequences start … stop-1, sharing memory with these."""
@@ -58,6 +72,12 @@ class Packed:
         return cls(torch.from_numpy(ids), torch.tensor(lengths, dtype=torch.int64))
 
 
+def _knowing(ids: Tensor, lengths: Tensor, known: tuple[int, ...]) -> Packed:
+    packed = Packed(ids, lengths)
+    packed.__dict__["known_lengths"] = known  # where functools.cached_property looks
+    return packed
+
+
 def pack(sequences: Sequence[NDArray[Any]], bos: int, eos: int, max_length: int) -> Packed:
     """Wrap each sequence in bos and eos, cut so that the whole fits `max_length`, and pack them."""
     if max_length < 2:
@@ -75,6 +95,9 @@ class PairBatch:
     group: Tensor  # (B,) int64
     language: Tensor  # (B,) int64, an index into `languages`
     languages: tuple[str, ...]
+    fallback: Tensor | None = None
+    """(B,) bool, rows for which the text had not what the recipe asks and something plainer stands in; None where
+    that cannot happen"""
 
     def __len__(self) -> int:
         return len(self.query)
@@ -82,7 +105,9 @@ class PairBatch:
     def rows(self, start: int, stop: int) -> PairBatch:
         """Pairs start … stop-1, sharing memory with these."""
         query, passage = self.query.rows(start, stop), self.passage.rows(start, stop)
-        return PairBatch(query, passage, self.group[start:stop], self.language[start:stop], self.languages)
+        group, language = self.group[start:stop], self.language[start:stop]
+        fallback = None if self.fallback is None else self.fallback[start:stop]
+        return PairBatch(query, passage, group, language, self.languages, fallback)
 
     def parts_for(self, tokens: int) -> int:
         """The smallest number of parts for `cut` with none above `tokens` tokens, both views counted."""
@@ -107,9 +132,10 @@ class PairBatch:
         return [0, *(self.query.lengths + self.passage.lengths).cumsum(0).tolist()]
 
     def to(self, device: torch.device | str) -> PairBatch:
-        """The same pairs on another device; `language` stays, it is only ever counted."""
+        """The same pairs on another device; `language` and `fallback` stay, they are only ever counted."""
+        query, passage = self.query.to(device), self.passage.to(device)
         group = self.group.to(device, non_blocking=True)
-        return PairBatch(self.query.to(device), self.passage.to(device), group, self.language, self.languages)
+        return PairBatch(query, passage, group, self.language, self.languages, self.fallback)
 
     def language_counts(self) -> dict[str, int]:
         """How many rows are of which language."""

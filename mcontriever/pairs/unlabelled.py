@@ -6,6 +6,7 @@ restarts makes no difference. Letters: B samples asked for, V = 2B views, S span
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ from .packing import PairBatch
 from .salience import Scorer
 from .sentences import TITLE_TOKENS
 from .unlabelled_settings import UnlabelledSettings
-from .views import LEAST_WINDOW, Spans, join
+from .views import LEAST_WINDOW, Flags, Spans, join
 from .windows import Integers, Windows
 
 __all__ = ["UnlabelledPairs", "UnlabelledSettings"]
@@ -54,6 +55,7 @@ class UnlabelledPairs:
         )
         self._ahead = 1 if scorer else _AHEAD  # a scorer from outside may be slow or short of memory
         self._made: dict[tuple[int, bytes], tuple[int, PairBatch]] = {}
+        self._one_at_a_time = threading.Lock()
         if settings.comparable:
             self._versions = Versions(self._windows.articles)
             if not self._versions.any_pair:
@@ -67,7 +69,11 @@ class UnlabelledPairs:
 
         Small batches are made for several steps at once and kept until they are asked for.
         """
-        samples = np.asarray(samples, dtype=np.int64)
+        # one at a time: a guard that draws a step again must not take what another thread makes ahead from under it
+        with self._one_at_a_time:
+            return self._batch(step, np.asarray(samples, dtype=np.int64), batch_size)
+
+    def _batch(self, step: int, samples: Integers, batch_size: int) -> PairBatch:
         count, steps = len(samples), max(1, self._ahead // len(samples))
         block, place = divmod(step, steps)
         key = batch_size, samples.tobytes()
@@ -78,6 +84,12 @@ class UnlabelledPairs:
             self._made[key] = block, self._make(numbers.ravel(), self._mixture(batch_size))
         made = self._made[key][1]
         return made if steps == 1 else made.rows(place * count, (place + 1) * count)
+
+    def left_out(self) -> str:
+        """How many documents of each language are too short for the view and have no window; empty if none are."""
+        short = zip(self.languages, self._windows.too_short, strict=True)
+        counts = ", ".join(f"{count:,} of {language}" for language, count in short if count)
+        return counts and f"too short for view {self.settings.view} (under {self._windows.least} tokens): {counts}"
 
     def _mixture(self, batch_size: int) -> Mixture:
         together = batch_size if self.settings.unmixed else 1
@@ -103,15 +115,17 @@ class UnlabelledPairs:
         languages, windows = mixture.draw(numbers)
         documents, starts, sizes = self._windows.locate(languages, windows, draws[:, choosing.BORDER])
         groups = self._windows.groups(languages, documents)
-        spans = [(languages, starts, sizes)]
+        spans, alone = [(languages, starts, sizes)], None
         if self.settings.comparable:
-            spans.append(self._other_versions(languages, documents, starts, sizes, draws))
+            other, alone = self._other_versions(languages, documents, starts, sizes, draws)
+            spans.append(other)
         elif self.settings.view == "title":
             spans.insert(0, (languages, *self._windows.heads(languages, documents, TITLE_TOKENS)))
         read = [np.concatenate(parts) for parts in zip(*spans, strict=True)]
         tokens, distances = self._windows.read(*read), starts - spans[0][1]
         texts = Texts(numbers, draws, languages, tokens, spans[0][2], spans[-1][2], distances)
-        (starts, lengths), (other_starts, other_lengths) = self._chooser.choose(texts)
+        (starts, lengths), (other_starts, other_lengths), fallback = self._chooser.choose(texts)
+        fallback = alone if fallback is None else fallback
         begins, count = np.cumsum(read[2]) - read[2], len(numbers)
         pieces = Spans.of(
             np.concatenate([begins[:count, None] + starts, begins[-count:, None] + other_starts]),
@@ -122,12 +136,16 @@ class UnlabelledPairs:
         if self._noise.any:
             self._noise.apply(packed, np.concatenate([numbers * 2, numbers * 2 + 1]))
         halves = packed.rows(0, count), packed.rows(count, 2 * count)
-        return PairBatch(*halves, torch.from_numpy(groups), torch.from_numpy(languages), self.languages)
+        told = None if fallback is None else torch.from_numpy(fallback)
+        return PairBatch(*halves, torch.from_numpy(groups), torch.from_numpy(languages), self.languages, told)
 
     def _other_versions(
         self, languages: Integers, documents: Integers, starts: Integers, sizes: Integers, draws: Words
-    ) -> tuple[Integers, Integers, Integers]:
-        """Language, first token and size of the passages' windows: another version's where chance and corpus allow."""
+    ) -> tuple[tuple[Integers, Integers, Integers], Flags]:
+        """Language, first token and size of the passages' windows: another version's where chance and corpus allow.
+
+        Also (B,) where chance asked for another version and there is none.
+        """
         languages, starts, sizes = languages.copy(), starts.copy(), sizes.copy()
         articles = self._windows.article_of(languages, documents)
         wanted = uniform(draws[:, choosing.COIN]) < self.settings.comparable
@@ -136,10 +154,12 @@ class UnlabelledPairs:
             articles[chosen], languages[chosen], draws[chosen, choosing.VERSION]
         )
         chosen = chosen[there]
+        alone = wanted.copy()
+        alone[chosen] = False
         window = self._windows.any_of(others, versions, draws[chosen, choosing.WINDOW])
         languages[chosen] = others
         _, starts[chosen], sizes[chosen] = self._windows.locate(others, window, draws[chosen, choosing.BORDER])
-        return languages, starts, sizes
+        return (languages, starts, sizes), alone
 
 
 def weights_in_order(weights: Mapping[str, float], languages: Sequence[str]) -> list[float]:

@@ -48,7 +48,9 @@ class UnlabelledSettings:
     shuffle: float = 0.0
     """probability with which each token left moves one to three places on"""
     comparable: float = 0.0
-    """crop: how often the passage comes from another language version of the same article, where there is one"""
+    """crop: how often the passage comes from another language version of the same article, where there is one. For
+    aligned sentences: one a document, those that translate each other of one article; then comparable, crop_min and
+    crop_max 1, delete 0 and a window no shorter than a sentence"""
     exponent: float = 0.0
     """languages are drawn in proportion to size**exponent: 0 all alike, 1 by size"""
     weights: dict[str, float] = field(default_factory=dict)

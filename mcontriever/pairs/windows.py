@@ -26,15 +26,17 @@ class Windows:
         self.tokens = [np.asarray(shards.tokens(language)) for language in self.languages]
         self._offsets = [np.asarray(shards.offsets(language)) for language in self.languages]
         self.articles = [np.asarray(shards.articles(language)) for language in self.languages]
-        self._window, self._crossing = window, borders == "corpus"
+        self.least, self._window, self._crossing = least, window, borders == "corpus"
         documents = [len(articles) for articles in self.articles]
         # documents without an article are numbered after all articles, each language after the one before
         self._groups = shards.article_count + np.cumsum([0, *documents[:-1]])
         if self._crossing:
             self.counts = [len(tokens) // window - 1 for tokens in self.tokens]
+            self.too_short = [0 for _ in self.languages]
         else:
             self._first = [_first_windows(offsets, window, least) for offsets in self._offsets]
             self.counts = [int(first[-1]) for first in self._first]
+            self.too_short = [int((np.diff(first) == 0).sum()) for first in self._first]
         for language, offsets, count in zip(self.languages, self._offsets, self.counts, strict=True):
             if count < 1:
                 longest = int(np.diff(offsets).max(initial=0))

@@ -92,9 +92,7 @@ class InBatch:
 
 def _embed(engine: Engine, batch: PairBatch) -> tuple[Tensor, Tensor]:
     """Query and passage vectors, (B, D) each, in one pass."""
-    both = Packed(
-        torch.cat([batch.query.ids, batch.passage.ids]), torch.cat([batch.query.lengths, batch.passage.lengths])
-    )
+    both = Packed.joined(batch.query, batch.passage)
     query, passage = engine.embed(both).split([len(batch.query), len(batch.passage)])
     return query, passage
 

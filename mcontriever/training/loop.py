@@ -81,6 +81,8 @@ def _run(recipe: TrainSettings, deepspeed: dict[str, Any] | None, experiment: di
     done = saver.resume()
     saver.require_space(done)
     ranks.say(opening.headline(recipe, query_encoder, deepspeed, done))
+    if left_out := opening.left_out(pairs):
+        ranks.say(left_out)
 
     if not done:
         _warm_start(recipe, objective, pairs, device)

@@ -99,6 +99,7 @@ class Metrics:
         self._results: list[StepResult] = []
         self._languages: Counter[str] = Counter()
         self._names: tuple[str, ...] = ()
+        self._fallbacks: int | None = None  # None where no pair can be anything but what the recipe asks
         self._pairs = self._tokens = self._skipped = 0
         self._seconds = self._waited = self._operations = 0.0
 
@@ -128,6 +129,8 @@ class Metrics:
             self._names = batch.languages
             self._languages.update(batch.language_counts())
             self._pairs += len(batch)
+            if batch.fallback is not None:
+                self._fallbacks = (self._fallbacks or 0) + int(batch.fallback.sum())
             self._operations += self._work(batch) if self._work else 0.0
         self._seconds += seconds
         self._waited += waited
@@ -160,11 +163,12 @@ class Metrics:
             self._operations,
             self._peak,
             self._pairs,
+            self._fallbacks or 0,
             *(float(self._languages[name]) for name in self._names),
         ]
-        shares = ranks.gather(torch.tensor([own], dtype=torch.float64, device=self._device)).cpu()  # (W, 6+L)
+        shares = ranks.gather(torch.tensor([own], dtype=torch.float64, device=self._device)).cpu()  # (W, 7+L)
         memory, gpu_memory, waited = shares[:, :3].amax(dim=0).tolist()
-        operations, peak, pairs, *drawn = shares[:, 3:].sum(dim=0).tolist()
+        operations, peak, pairs, fallbacks, *drawn = shares[:, 3:].sum(dim=0).tolist()
         names = [field.name for field in dataclasses.fields(StepResult) if field.name != "tokens"]
         means = {name: _mean([getattr(result, name) for result in self._results]) for name in names}
         each = (self._clock() - self._began) / (self._done - self._first)
@@ -181,6 +185,8 @@ class Metrics:
             "tokens_per_second": round(self._tokens / self._seconds, 1),
             "memory_gib": round(memory / 2**30, 3),
         }
+        if self._fallbacks is not None:
+            line["fallback"] = round(fallbacks / pairs, 4)
         if self._device.type == "cuda":
             line["gpu_memory_gib"] = round(gpu_memory / 2**30, 3)
         if self._work and peak:

@@ -112,6 +112,12 @@ def headline(recipe: TrainSettings, query_encoder: Encoder, deepspeed: dict[str,
     return f"{where}, {engine}, {recipe.precision}, {size / 1e6:.1f} M weights, {recipe.objective.kind}, {steps}"
 
 
+def left_out(pairs: Pairs) -> str:
+    """One line about the documents that no pair will come from; empty if there are none."""
+    told = pairs.left_out() if isinstance(pairs, UnlabelledPairs) else ""
+    return told and f"{told}; nothing is learnt from them"
+
+
 def _require_room(name: str, tokens: int, room: int) -> None:
     if tokens > room:
         raise SettingsError(f"{name} is {tokens} tokens, the model has positions for {room}; lower it")

@@ -33,6 +33,7 @@ _PANELS: dict[str, tuple[str, ...]] = {
     "Share of the measured GEMM peak": ("gemm_share",),
     "Share of the time spent waiting for data": ("waiting",),
     "Share of padding, had there been any": ("padding",),
+    "Share of pairs that are not what the recipe asks": ("fallback",),
     "Memory, GiB": ("memory_gib", "gpu_memory_gib"),
     "Steps skipped": ("skipped",),
 }

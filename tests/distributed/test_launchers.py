@@ -43,6 +43,8 @@ lr = 1e-2
 warmup = 1
 [batch]
 size = 8
+[logging]
+gemm_share = false
 """
 
 

@@ -66,6 +66,7 @@ def options(tmp_path):
         "batch.size": 8,
         "steps": STEPS,
         "log_every": 1,
+        "logging.gemm_share": "false",
         "deepspeed_config": ROOT / "ds_configs" / "zero1.json",
         "output": tmp_path / "run",
     } | {f"model.{name}": value for name, value in shape.items()}

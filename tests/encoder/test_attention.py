@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mcontriever.encoder import attention
 from mcontriever.encoder.attention import Layout, attend, packed_attention
+from mcontriever.pairs import Packed
 
 HEADS, WIDTH, SCALE = 3, 4, 0.3  # not the usual 1/sqrt(WIDTH), which is what a kernel falls back to
 
@@ -26,8 +27,12 @@ def naive(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tens
     return result[None]
 
 
+def layout_of(lengths: list[int]) -> Layout:
+    return Layout.of(Packed(torch.zeros(sum(lengths), dtype=torch.long), torch.tensor(lengths)))
+
+
 def call(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
-    layout = Layout.of(torch.tensor(lengths))
+    layout = layout_of(lengths)
     return packed_attention(torch.nn.Identity(), query, key, value, None, layout=layout, scaling=SCALE)[0]
 
 
@@ -68,7 +73,7 @@ def test_half_precision_stays_half_precision_and_is_computed_in_full_on_cpu() ->
 
 
 def test_layout_says_where_sequences_begin_and_where_their_tokens_go_when_padded() -> None:
-    layout = Layout.of(torch.tensor([1, 4, 2]))
+    layout = layout_of([1, 4, 2])
     assert layout.edges == (0, 1, 5, 7)
     assert layout.boundaries.tolist() == [0, 1, 5, 7]
     assert layout.boundaries.dtype == torch.int32
@@ -78,10 +83,17 @@ def test_layout_says_where_sequences_begin_and_where_their_tokens_go_when_padded
     assert mask.tolist() == [[True, False, False, False], [True] * 4, [True, True, False, False]]
 
 
+def test_layout_waits_for_no_device() -> None:
+    packed = Packed(torch.arange(7), torch.tensor([1, 4, 2])).to("meta")  # where numbers cannot be asked for
+    layout = Layout.of(packed)
+    assert (layout.edges, layout.longest) == ((0, 1, 5, 7), 4)
+    assert (layout.boundaries.device.type, layout.boundaries.shape) == ("meta", (4,))
+
+
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_the_padded_way_without_dropout_is_the_same(lengths: list[int]) -> None:
     qkv = torch.stack([tensor[0].transpose(0, 1) for tensor in inputs(sum(lengths), torch.float32)], dim=1).detach()
-    layout = Layout.of(torch.tensor(lengths))
+    layout = layout_of(lengths)
     ours, padded = qkv.clone().requires_grad_(), qkv.clone().requires_grad_()
     first, second = attend(ours, layout, scaling=SCALE), attention._padded(padded, layout, SCALE, 0.0)
     torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-5)
@@ -96,7 +108,7 @@ def test_attention_dropout_drops_single_weights_and_leaves_the_mean() -> None:
     tokens = 4
     qkv = torch.zeros(tokens, 3, 1, tokens)
     qkv[:, 2, 0] = torch.eye(tokens)
-    layout = Layout.of(torch.tensor([tokens]))
+    layout = layout_of([tokens])
     torch.manual_seed(0)
     draws = torch.stack([attend(qkv, layout, dropout=0.5)[:, 0] for _ in range(2000)])
     assert {round(value, 4) for value in draws.flatten().tolist()} == {0.0, 0.5}
@@ -123,7 +135,7 @@ def test_torchs_kernel_is_taken_where_it_runs_and_called_as_its_signature_asks(m
     monkeypatch.setattr(
         attention, "_varlen", lambda *_: lambda *given, **named: calls.append((given, named)) or given[2]
     )
-    qkv, layout = torch.randn(7, 3, HEADS, WIDTH), Layout.of(torch.tensor([5, 2]))
+    qkv, layout = torch.randn(7, 3, HEADS, WIDTH), layout_of([5, 2])
     # torch names "meta" what is no CPU and has no numbers: enough to see the call
     result = attend(qkv.to("meta"), layout, scaling=SCALE)
     assert result.shape == (7, HEADS, WIDTH)

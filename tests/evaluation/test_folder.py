@@ -156,6 +156,7 @@ def test_a_default_cut_beyond_the_corpus_is_left_out_and_named(folder, place, tm
     assert values(whole, "Recall@64")["mine", "sw-en"] == 1.0
 
 
+@pytest.mark.slow
 def test_runs_as_a_script_from_anywhere(place, tmp_path):
     words = [sys.executable, str(SCRIPT), "--data", str(place / "data"), "--out", "found", "--k", "1,2"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)

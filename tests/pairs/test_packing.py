@@ -97,6 +97,20 @@ def test_rows_are_a_part_of_the_batch():
     assert part.language_counts() == {"ar": 1, "en": 1}
 
 
+def test_lengths_are_known_without_asking_the_device():
+    here = pack([np.array([5]), np.arange(6, 9)], 0, 2, 8)
+    there = here.to("meta")  # a tensor there has no numbers to ask for
+    assert here.known_lengths == there.known_lengths == (3, 5)
+    both = Packed.joined(there, here.rows(1, 2).to("meta"))
+    assert both.known_lengths == (3, 5, 5)
+    assert (both.ids.shape, both.lengths.shape) == ((13,), (3,))
+    assert [row.tolist() for row in Packed.joined(here, here.rows(1, 2)).split()] == [
+        [0, 5, 2],
+        [0, 6, 7, 8, 2],
+        [0, 6, 7, 8, 2],
+    ]
+
+
 def test_share_of_padding():
     assert padding_share(torch.tensor([4, 4])) == 0
     assert padding_share(torch.tensor([1, 4, 3])) == pytest.approx(4 / 12)

@@ -1,6 +1,8 @@
 """Unlabelled pairs on shards whose tokens tell where they come from."""
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from mcontriever.artifact import writing
 from mcontriever.corpus import LanguageWriter, Shards, Tokenizer
 from mcontriever.errors import ArtifactError, DataError, SettingsError
-from mcontriever.pairs import UnlabelledPairs, UnlabelledSettings
+from mcontriever.pairs import UnlabelledPairs, UnlabelledSettings, unlabelled
 
 # language: (length, article) of each document. Token ids count up through all of it, so that a token names its place.
 DOCUMENTS = {
@@ -159,6 +161,23 @@ def test_same_seed_same_batch_other_seed_other_batch(shards):
     equal(pairs(shards, 5).batch(3, np.arange(8), 8), pairs(shards, 5).batch(3, np.arange(8), 8))
     ids = [pairs(shards, seed).batch(3, np.arange(8), 8).query.ids.tolist() for seed in (5, 6)]
     assert ids[0] != ids[1]
+
+
+def test_threads_draw_what_one_thread_draws(shards, monkeypatch):
+    """A guard draws a bad step again, with the very samples that the next steps are being made of."""
+    monkeypatch.setattr(unlabelled, "_AHEAD", 16)  # two steps at once, so that draws of others take their place
+    expected = [pairs(shards).batch(step, np.arange(8), 8) for step in range(24)]
+    shared, steps = pairs(shards), [np.random.default_rng(seed).integers(0, 24, 60).tolist() for seed in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            drawn = list(pool.map(lambda mine: [shared.batch(step, np.arange(8), 8) for step in mine], steps))
+    finally:
+        sys.setswitchinterval(interval)
+    for mine, batches in zip(steps, drawn, strict=True):
+        for step, batch in zip(mine, batches, strict=True):
+            equal(batch, expected[step])
 
 
 def test_tokens_are_deleted_independently_in_both_views(shards):

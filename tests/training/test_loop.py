@@ -53,6 +53,19 @@ def test_killed_and_resumed_is_bit_identical_dropout_and_queue_included(recipe, 
     assert curves[0] == curves[1]
 
 
+def test_what_is_left_out_and_what_falls_back_is_told(recipe, tmp_path, capsys):
+    text = " ".join(f"word{number}" for number in range(30))
+    rows = [json.dumps({"_id": str(number), "text": f"{number} {text}"}) for number in range(12)]
+    (tmp_path / "en.jsonl").write_text("\n".join([*rows, '{"_id": "x", "text": "ab"}']) + "\n")
+    out = tmp_path / "shards"
+    prepare(PrepareSettings(corpus=str(tmp_path / "en.jsonl"), out=str(out), vocab_size=22, min_tokens=1))
+    view = UnlabelledSettings(shards=str(out), window=32, view="ict")
+    train(recipe(out, tmp_path / "run", unlabelled=view, steps=2))
+    assert "too short for view ict (under 8 tokens): 1 of en; nothing is learnt from them" in capsys.readouterr().err
+    (line,) = metrics.read(tmp_path / "run" / metrics.NAME)
+    assert line["fallback"] == 1.0  # there is no end of a sentence in any of them
+
+
 @pytest.mark.parametrize("harmed", ["weights.safetensors", "manifest.json"])
 def test_a_damaged_state_is_named_and_the_one_before_it_taken(recipe, shards, tmp_path, capsys, harmed):
     run = tmp_path / "run"

@@ -1,5 +1,6 @@
 """The lines of metrics.jsonl: sums and means in closed form, what is skipped, what a kill and a resumption leave."""
 
+import dataclasses
 import json
 import math
 
@@ -105,6 +106,24 @@ def test_a_line_forgets_the_one_before_and_the_last_step_has_one_anyway(tmp_path
     assert kept.told[0][1]["languages/ar"] == 0.5
     assert "machine/pairs_per_second" in kept.told[0][1]
     assert not any(name.endswith("/step") for name in kept.told[0][1])
+
+
+def test_rows_that_fell_back_are_a_share_of_those_since_the_last_line_and_of_all_ranks(tmp_path, monkeypatch):
+    other = iter([3.0, 0.0])  # what another rank, of as many pairs, saw fall back
+
+    def gather(own):
+        theirs = own.clone()
+        theirs[own == 1] = next(other)  # here one fell back, and nothing else is 1
+        return torch.cat([own, theirs])
+
+    log, _, kept = make(tmp_path, every=2, steps=4)
+    monkeypatch.setattr(metrics.ranks, "gather", gather)
+    told = {"seconds": 0.5, "waited": 0.25, "learning_rate": 0.1}
+    for step, fell in enumerate([[True, False], [False, False], [False, False], [False, True]], start=1):
+        pairs = dataclasses.replace(batch("en", "en"), fallback=torch.tensor(fell))
+        log.add(step, result(1.0), [pairs], **told)
+    assert [line["fallback"] for line in lines(tmp_path)] == [4 / 8, 1 / 8]
+    assert [values["training/fallback"] for _, values in kept.told] == [4 / 8, 1 / 8]
 
 
 def test_steps_that_changed_nothing_are_counted_and_left_out_of_the_means(tmp_path):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 from .errors import ArtifactError, UsageError, did_you_mean, run_command
@@ -40,6 +41,7 @@ VERBS = {
     "adopt": Verb("cli", "AdoptSettings", "adopt", ("checkpoint", "out"), "another's checkpoint to one of ours"),
     "inspect": Verb("cli", "InspectSettings", "inspect", ("path",), "say what a folder we wrote is and holds"),
 }
+_LIST = 90  # characters of a list that are shown
 _ELSEWHERE = """\
 Training:    deepspeed mcontriever/train.py --recipe NAME, or python -m mcontriever.train --recipe NAME
 Evaluation:  python eval/folder.py --data FOLDER --checkpoint NAME=PATH --out DIR
@@ -72,7 +74,14 @@ def inspect(settings: InspectSettings) -> None:
         from .encoder.contract import Contract
 
         lines.append(Contract.read(path).in_words())
-    lines += [f"{name + ':':<22} {value}" for name, value in _flat(found.meta)]
+    meta = dict(found.meta)
+    if found.kind == "token shards" and "report" in meta:
+        from .corpus.report import read_back
+
+        lines += read_back(meta)
+        for name in ("report", "bad_lines", "languages"):
+            meta.pop(name, None)
+    lines += [f"{name + ':':<22} {value}" for name, value in _flat(meta)]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -123,6 +132,8 @@ def _flat(meta: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
     for name, value in meta.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name} ")
+        elif isinstance(value, list):
+            yield f"{prefix}{name}", shorten(", ".join(map(str, value)) or "none", _LIST, placeholder=" …")
         else:
             yield f"{prefix}{name}", value
 

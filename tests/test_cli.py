@@ -74,12 +74,15 @@ def test_search_says_what_is_wrong_in_one_line(tmp_path, capsys):
 
 def test_inspect(tmp_path, capsys):
     with writing(tmp_path / "made", "vectors") as draft:
-        draft.meta["count"] = 3
+        draft.meta |= {"count": 3, "names": ["a", "b"], "many": ["word"] * 900}
         (draft.folder / "a.txt").write_text("abc")
     main(["inspect", str(tmp_path / "made")])
     shown = capsys.readouterr().out
     assert "vectors, complete, 1 file" in shown
     assert "count:" in shown
+    assert "names:                 a, b\n" in shown
+    assert "many:                  word, word" in shown
+    assert max(map(len, shown.splitlines())) < 200
     (tmp_path / "made/a.txt").write_text("abd")
     with pytest.raises(ArtifactError, match="checksum"):
         main(["inspect", str(tmp_path / "made")])
@@ -88,3 +91,21 @@ def test_inspect(tmp_path, capsys):
         main(["inspect", str(tmp_path / "made")])
     with pytest.raises(ArtifactError, match="no such folder"):
         main(["inspect", str(tmp_path / "absent")])
+
+
+def test_inspect_shows_the_report_of_shards_as_prepare_did(tmp_path, capsys):
+    (tmp_path / "text").mkdir()
+    for number in range(40):
+        code = f"{chr(97 + number % 26)}{chr(97 + number // 26)}"
+        (tmp_path / "text" / f"{code}.jsonl").write_text('{"text": "coffee tea milk water bread coffee milk"}\n[]\n')
+    given = [str(tmp_path / "text"), str(tmp_path / "shards"), "--vocab_size", "22", "--bad_lines", "40"]
+    main(["prepare", *given])
+    told = capsys.readouterr().err.splitlines()
+    table = told[next(number for number, line in enumerate(told) if "tokens/word" in line) :]
+    main(["inspect", str(tmp_path / "shards")])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].endswith("MB")
+    assert shown[1 : 1 + len(table)] == table
+    assert len(table) == 1 + 40 + 1 + 5
+    assert len(shown) < 60
+    assert not any("[" in line or "{" in line for line in shown[1 + len(table) :])

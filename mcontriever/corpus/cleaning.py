@@ -84,7 +84,10 @@ class Cleaner:
         code = _base(document.language)
         if code in self._judged and not self._is_in(code, text):
             return Dropped(WRONG_LANGUAGE)
-        return document if text == document.text else dataclasses.replace(document, text=text)
+        if text == document.text:
+            return document
+        # no form of normalisation joins what a line end parts, so the new text begins with the new title
+        return dataclasses.replace(document, text=text, title=normalise(document.title, self._settings.normalise))
 
     def unjudged(self, languages: Iterable[str]) -> list[str]:
         """Those of the languages that the language check, if there is one, does not know: it drops none of their text.

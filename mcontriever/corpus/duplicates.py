@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ _SEED = 42
 _MISSED = 0.01  # of the pairs right at the threshold, at most this share meets in no band
 _ROWS = 2**15  # of the signatures, in memory at once
 _SORTED = 2**22  # keys, in memory at once
-_ROUNDS = 256
+_ROUNDS = 256  # so many that meet are looked at as firsts; what is left over then is counted
 _RECORD = np.dtype([("key", np.uint64), ("row", np.int64)])
 
 Keys = npt.NDArray[np.uint64]
@@ -63,26 +63,34 @@ class Signatures:
         return np.array(rows, np.uint32).reshape(len(texts), self.permutations)  # (N, P)
 
 
+class Found(NamedTuple):
+    """(N,) which documents repeat an earlier one, and (N,) which stay without having met all they might repeat."""
+
+    repeated: Flags
+    uncompared: Flags
+
+
 def duplicates(
     exact: Keys | None,
     signatures: npt.NDArray[np.uint32] | None,
     threshold: float,
     *,
     scratch: Path | None = None,
-) -> Flags:
+) -> Found:
     """Which documents repeat an earlier one: the first of a cluster stays.
 
     exact (N, 2) is `exact_key` as two numbers, signatures (N, P) commonly a memory map; either may be left out. Memory
-    holds N bytes and about `_SORTED` keys; what is more lies in a folder in `scratch` meanwhile.
+    holds 2N bytes and about `_SORTED` keys; what is more lies in a folder in `scratch` meanwhile.
     """
     tables = [table for table in (exact, signatures) if table is not None]
     dropped = np.zeros(len(tables[0]) if tables else 0, np.bool_)  # (N,)
+    uncompared = np.zeros_like(dropped)
     if exact is not None:
-        _drop(dropped, exact, lambda rows: rows[:, 0], 1.0, scratch)
+        _drop(dropped, uncompared, exact, lambda rows: rows[:, 0], 1.0, scratch)
     if signatures is not None:
         for band in _bands(signatures.shape[1], threshold):
-            _drop(dropped, signatures, partial(_band_keys, band), threshold, scratch)
-    return dropped
+            _drop(dropped, uncompared, signatures, partial(_band_keys, band), threshold, scratch)
+    return Found(dropped, uncompared & ~dropped)
 
 
 def _shingle_hashes(text: str) -> Keys:
@@ -113,15 +121,25 @@ def _bands(permutations: int, threshold: float) -> list[slice]:
     return [slice(start, start + width) for start in range(0, permutations - width + 1, width)]
 
 
-def _drop(dropped: Flags, table: Table, keys_of: Callable[[Table], Keys], least: float, scratch: Path | None) -> None:
+def _drop(
+    dropped: Flags,
+    uncompared: Flags,
+    table: Table,
+    keys_of: Callable[[Table], Keys],
+    least: float,
+    scratch: Path | None,
+) -> None:
     """Among documents of equal key, drop what agrees with an earlier one in a share of at least `least`.
 
     All groups advance together: in each round the first of every group stays and the others are compared with it.
     """
     for keys, rows in _sorted_keys(dropped, table, keys_of, scratch):
-        for _ in range(_ROUNDS):  # more texts that meet without being alike are left to the other bands
+        for round_ in range(_ROUNDS + 1):
             first = np.r_[True, keys[1:] != keys[:-1]][: len(keys)]
             if first.all():
+                break
+            if round_ == _ROUNDS:  # more texts that meet without being alike are left to the other bands
+                uncompared[rows[~first]] = True
                 break
             leaders = rows[first][np.cumsum(first) - 1][~first]
             keys, rows = keys[~first], rows[~first]

@@ -31,12 +31,12 @@ from .shards import GrowingArray
 from .tokenizer import Tokenizer
 
 KIND = "corpus piece"
-FORMAT = 1  # a new one makes pieces of old versions strangers
+FORMAT = 2  # a new one makes pieces of old versions strangers
 TOO_FEW_TOKENS = "too_few_tokens"
-# What is known of a document beside its tokens. `article` is a hash, odd, or 0 where there is none.
-DOCUMENT = np.dtype(
-    [("tokens", "<u8"), ("words", "<u8"), ("characters", "<u8"), ("article", "<u8"), ("key", "<u8", (2,))]
-)
+# What is known of a document beside its tokens. `article` is a hash, odd, or 0 where there is none; `title` is how many
+# of the tokens are its title's.
+_FACTS = ("tokens", "title", "words", "characters", "article")
+DOCUMENT = np.dtype([*((name, "<u8") for name in _FACTS), ("key", "<u8", (2,))])
 _CHUNK_CHARACTERS = 1_000_000
 
 
@@ -96,7 +96,7 @@ def _encode(task: PieceTask) -> dict[str, Any]:
         items = read_piece(task.piece, field=treatment.field, language_field=treatment.language_field)
         for chunk in _chunks(bad.taken_from(items)):
             documents: list[Document] = []
-            kept: dict[str, list[tuple[Document, NDArray[np.int32]]]] = {}
+            kept: dict[str, list[tuple[Document, NDArray[np.int32], int]]] = {}
             for document in chunk:
                 read[document.language] += 1
                 outcome = cleaner.clean(document)
@@ -104,11 +104,14 @@ def _encode(task: PieceTask) -> dict[str, Any]:
                     dropped.setdefault(document.language, Counter())[outcome.reason] += 1
                 else:
                     documents.append(outcome)
-            for document, row in zip(documents, tokenizer.encode([each.text for each in documents]), strict=True):
+            encoded = tokenizer.encode_titled(
+                [each.text for each in documents], [len(each.title) for each in documents]
+            )
+            for document, row, title in zip(documents, *encoded, strict=True):
                 if len(row) < treatment.min_tokens:
                     dropped.setdefault(document.language, Counter())[TOO_FEW_TOKENS] += 1
                 else:
-                    kept.setdefault(document.language, []).append((document, row))
+                    kept.setdefault(document.language, []).append((document, row, title))
             for language, rows in kept.items():
                 if language not in places:
                     place = _LanguagePiece(draft.folder, language, tokenizer.vocab_size, treatment.signatures)
@@ -150,17 +153,17 @@ class _LanguagePiece:
         self._signing = Signatures() if signatures else None
         self._signatures = GrowingArray(folder / f"signatures.{language}.npy", np.uint32) if signatures else None
 
-    def append(self, rows: list[tuple[Document, NDArray[np.int32]]]) -> None:
-        """Add documents and their tokens."""
+    def append(self, rows: list[tuple[Document, NDArray[np.int32], int]]) -> None:
+        """Add documents, their tokens and how many of those are the title's."""
         facts = np.zeros(len(rows), dtype=DOCUMENT)
-        for number, (document, tokens) in enumerate(rows):
+        for number, (document, tokens, title) in enumerate(rows):
             key = np.frombuffer(exact_key(document.text), dtype="<u8")
             words = len(document.text.split())
-            facts[number] = (len(tokens), words, len(document.text), _article_hash(document.article), key)
-        self._tokens.append(np.concatenate([tokens for _, tokens in rows]))
+            facts[number] = (len(tokens), title, words, len(document.text), _article_hash(document.article), key)
+        self._tokens.append(np.concatenate([tokens for _, tokens, _ in rows]))
         self._documents.append(facts.view(np.uint64))
         if self._signing is not None and self._signatures is not None:
-            self._signatures.append(self._signing.of_many([document.text for document, _ in rows]).reshape(-1))
+            self._signatures.append(self._signing.of_many([document.text for document, *_ in rows]).reshape(-1))
 
     @property
     def count(self) -> int:

@@ -29,6 +29,8 @@ class Document:
     language: str
     text: str
     article: str | None
+    title: str = ""
+    """where there is one, `text` begins with it and a line end"""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The pieces of one language joined in their order, without duplicates.
 
-What grows with the corpus stays on disk, tokens and facts are copied block by block; memory holds two bytes a document.
+What grows with the corpus stays on disk, tokens and facts are copied block by block; memory holds four bytes
+a document.
 """
 
 from __future__ import annotations
@@ -52,12 +53,18 @@ def merge_language(task: LanguageTask) -> dict[str, Any]:
         return found
     totals = dict.fromkeys(("documents", "tokens", "words", "characters"), 0)
     with writing(task.out, KIND) as draft:
-        exact, repeated = _duplicates(task, draft.folder)
-        types = [np.min_scalar_type(task.vocab_size - 1), np.dtype(np.int64), np.dtype(np.uint64)]
+        exact, repeated, uncompared = _duplicates(task, draft.folder)
+        types = {
+            "tokens": np.min_scalar_type(task.vocab_size - 1),
+            "offsets": np.dtype(np.int64),
+            "articles": np.dtype(np.uint64),
+            "titles": np.dtype(np.uint32),
+        }
+        any_title = False
         with contextlib.ExitStack() as opened:
-            tokens, offsets, articles = (
+            tokens, offsets, articles, titles = (
                 opened.enter_context(contextlib.closing(GrowingArray(draft.folder / f"{name}.npy", dtype)))
-                for name, dtype in zip(("tokens", "offsets", "articles"), types, strict=True)
+                for name, dtype in types.items()
             )
             offsets.append(np.zeros(1, dtype=np.int64))
             done = 0
@@ -68,16 +75,27 @@ def merge_language(task: LanguageTask) -> dict[str, Any]:
                 offsets.append(tokens.count + np.cumsum(kept["tokens"].astype(np.int64)))
                 tokens.append(span[np.repeat(keep, facts["tokens"].astype(np.int64))])
                 articles.append(kept["article"])
+                titles.append(kept["title"])
+                any_title |= bool(kept["title"].any())
                 for name in ("tokens", "words", "characters"):
                     totals[name] += int(kept[name].sum())
                 workers.tick(len(facts))
+        if not any_title:  # text without titles makes the shards it always made
+            (draft.folder / "titles.npy").unlink()
         totals["documents"] = articles.count
-        draft.meta |= totals | {"exact_duplicates": int(exact.sum()), "near_duplicates": int((repeated & ~exact).sum())}
+        draft.meta |= totals | {
+            "exact_duplicates": int(exact.sum()),
+            "near_duplicates": int((repeated & ~exact).sum()),
+            "near_uncompared": uncompared,
+        }
     return draft.meta
 
 
-def _duplicates(task: LanguageTask, folder: Path) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(documents,) which repeat an earlier one to the letter, and which do so or nearly so."""
+def _duplicates(task: LanguageTask, folder: Path) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
+    """(documents,) which repeat an earlier one to the letter, and which do so or nearly so.
+
+    Also how many stay though they were not compared with all that they might nearly repeat.
+    """
     loaded = (load_piece(piece, task.language) for piece in task.pieces)
     count, scratch = 0, {name: folder / f"{name}.scratch" for name in ("keys", "signatures")}
     with contextlib.ExitStack() as opened:
@@ -94,13 +112,14 @@ def _duplicates(task: LanguageTask, folder: Path) -> tuple[NDArray[np.bool_], ND
                 if task.near and signed is not None:
                     signatures.append(signed[block].reshape(-1))
     keys_of = _rows(scratch["keys"], count) if task.exact else None
-    exact = duplicates(keys_of, None, 1.0, scratch=folder) if task.exact else np.zeros(count, dtype=np.bool_)
-    near = exact
+    exact = duplicates(keys_of, None, 1.0, scratch=folder).repeated if task.exact else np.zeros(count, dtype=np.bool_)
+    near, uncompared = exact, 0
     if task.near:
-        near = duplicates(keys_of, _rows(scratch["signatures"], count), task.near, scratch=folder)
+        found = duplicates(keys_of, _rows(scratch["signatures"], count), task.near, scratch=folder)
+        near, uncompared = found.repeated, int(found.uncompared.sum())
     for file in scratch.values():
         file.unlink()
-    return exact, near
+    return exact, near, uncompared
 
 
 def _rows(file: Path, count: int) -> NDArray[Any]:

@@ -29,7 +29,7 @@ from .encode import PieceTask, Treatment, encode_piece
 from .job import Job, working_in
 from .merge import LanguageTask, merge_language
 from .prepare_settings import PrepareSettings
-from .report import BAD_LINES, REPORT, LanguageReport, Tally, languages_of, table, told
+from .report import BAD_LINES, REPORT, LanguageReport, Tally, in_words, languages_of, told
 from .sample import SampleTask, count_characters, even_shares, take_sample
 from .shards import KIND
 from .sources import find_text
@@ -64,7 +64,7 @@ def prepare(settings: PrepareSettings) -> Path:
 
 def _make(job: Job, made_from: str, given: Tokenizer | None) -> None:
     settings = job.settings
-    folder, tokenizer = _tokenizer(job, made_from, given)
+    folder, tokenizer = _tokenizer(job, given)
     tasks = job.pieces(_treatment(job, str(folder), tokenizer.fingerprint))
     job.keep_only((task.out for task in tasks), "piece")
     tally = Tally(settings.bad_lines)
@@ -118,17 +118,18 @@ def _assemble(work: Path, merges: Sequence[LanguageTask], bad: Sequence[Path], d
         hashes = {merge.language: merge.out / "articles.npy" for merge in merges}
         articles = number_articles(hashes, draft.folder, Path(scratch))
     for merge in merges:
-        for name in ("tokens", "offsets"):
-            (merge.out / f"{name}.npy").rename(draft.folder / f"{name}.{merge.language}.npy")
+        for name in ("tokens", "offsets", "titles"):
+            if (file := merge.out / f"{name}.npy").exists():
+                file.rename(draft.folder / f"{name}.{merge.language}.npy")
     for file in bad:
         with (draft.folder / BAD_LINES).open("ab") as stream, file.open("rb") as source:
             shutil.copyfileobj(source, stream)
     return articles
 
 
-def _tokenizer(job: Job, made_from: str, given: Tokenizer | None) -> tuple[Path, Tokenizer]:
+def _tokenizer(job: Job, given: Tokenizer | None) -> tuple[Path, Tokenizer]:
     """The tokenizer given, or one trained, once; and a copy where workers find it."""
-    path = job.work / f"tokenizer-{given.fingerprint if given else made_from}"
+    path = job.work / f"tokenizer-{given.fingerprint if given else _trained_from(job)}"
     job.keep_only([path], "tokenizer")
     folder = path / "tokenizer"
     if workers.finished(path, _TOKENIZER) is None:
@@ -144,9 +145,13 @@ def _train(job: Job) -> Tokenizer:
     settings, tasks = job.settings, job.pieces(_treatment(job, "", ""))
     sizes: dict[str, int] = {}
     before = []
-    for counted in job.run(count_characters, tasks, "Checking", "pieces", _name_of):
+    tally = Tally(settings.bad_lines)
+    tally.add(job.text.facts)
+    counted = job.run(count_characters, tasks, "Checking", "pieces", _name_of, tally.add)
+    tally.check()
+    for facts in counted:
         before.append(dict(sizes))
-        for language, count in counted.items():
+        for language, count in facts["characters"].items():
             sizes[language] = sizes.get(language, 0) + count
     if not sizes:
         raise DataError(f"{job.text.where}: there is no document in it")
@@ -187,6 +192,15 @@ def _fingerprint(job: Job, given: Tokenizer | None) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def _trained_from(job: Job) -> str:
+    """What a trained tokenizer depends on, no more: a killed run may go on with another min_tokens without training."""
+    settings, text = job.settings, job.text
+    languages = [language for language, _ in text.files]
+    shown = [text.field, text.language_field, settings.layout, asdict(settings.clean)]
+    facts = [list(zip(languages, job.contents, strict=True)), shown, settings.vocab_size, settings.tokenizer_characters]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def _check_same(out: Path, made_from: str) -> None:
     try:
         artifact = open_artifact(out, KIND)
@@ -197,11 +211,8 @@ def _check_same(out: Path, made_from: str) -> None:
 
 
 def _tell(job: Job, reports: dict[str, LanguageReport], bad: dict[str, Any]) -> None:
-    _say(table(reports))
-    if bad["count"]:
-        _say(f"{bad['count']:,} bad lines of {bad['of']:,} were left out, all in {BAD_LINES}; the first:")
-        for where, problem in bad["first"]:
-            _say(f"  {where}: {problem}")
+    for line in in_words(reports, bad):
+        _say(line)
     if unjudged := Cleaner(job.settings.clean).unjudged(reports):
         _say(f"not looked at by the language check, which does not know them: {', '.join(unjudged)}")
 

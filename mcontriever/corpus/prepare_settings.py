@@ -42,9 +42,10 @@ class PrepareSettings:
     min_tokens: int = 8
     """drop documents of fewer tokens"""
     exact_duplicates: bool = True
-    """drop a document whose text, but for white space, was there before in its language"""
+    """drop a document whose text, but for white space, was there before in its own language, not in another"""
     near_duplicates: float = 0.0
-    """drop a document nearly the same as one before it in its language, by MinHash: from this likeness on; 0: keep"""
+    """drop a document nearly the same as one before it in its own language, never in another, by MinHash: from this
+    likeness on; 0: keep"""
     bad_lines: float = 0.0
     """leave out and report so many lines that hold no document: a share below 1, or a number; more is an error"""
     workers: int = 0
@@ -71,7 +72,8 @@ class PrepareSettings:
         in_range("tokenizer_characters", self.tokenizer_characters, 1000, 2**40)
         in_range("min_tokens", self.min_tokens, 1, 2**31 - 1)
         in_range("near_duplicates", self.near_duplicates, 0, 1)
-        in_range("bad_lines", self.bad_lines, 0, 2**63)
+        if not self.bad_lines >= 0:
+            raise SettingsError(f"bad_lines must be 0 or more, got {self.bad_lines!r}")
         if self.bad_lines >= 1 and not float(self.bad_lines).is_integer():
             raise SettingsError(f"bad_lines must be a share below 1 or a whole number, got {self.bad_lines!r}")
         in_range("workers", self.workers, 0, 4096)

@@ -9,7 +9,7 @@ gives. A line that is no document comes out as a `BadLine`: whoever reads decide
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -18,12 +18,13 @@ from . import streams
 from .files import is_language_code, kind_of, language_files
 from .formats import Document
 from .parquet import column_names, parquet_pieces, parquet_rows
-from .rows import filled, id_of, parse_object, shown, text_of
+from .rows import filled, id_of, keys_of, parse_object, shown, text_of
 from .streams import BadText, check_begins, decode, is_compressed, next_line, open_stream, raw_lines
 
 Layout = Literal["cc100", "lines"]
 
 _MIB = 2**20
+_ENOUGH = 10_000  # rows from which on what all lack will not come
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line, or a row, that gave no document: `where` is `file:line`."""
+    """A line, or a row, that gave no document: `where` is `file:line`, `lacks` a key asked for that the row has not."""
 
     where: str
     problem: str
+    lacks: str = field(default="", compare=False)
 
 
 def pieces(
@@ -82,6 +84,8 @@ def read_piece(piece: Piece, *, field: str = "text", language_field: str = "") -
         items = _text_documents(piece) if piece.layout == "cc100" else _lines_documents(piece)
     else:
         items = _row_documents(piece, field, language_field)
+        if piece.start == 0:
+            items = _not_all_lacking(items, str(piece.file))
     nothing = True
     for item in items:
         nothing = False
@@ -114,7 +118,11 @@ def stream_hub(
     name: str, split: str, language: str, field: str = "text", *, language_field: str = ""
 ) -> Iterator[Document | BadLine]:
     """Stream a Hugging Face dataset (`owner/name`, `owner/name:configuration`, or a local folder of its files)."""
-    datasets = require("datasets", "train", "reading a Hugging Face dataset")
+    return _not_all_lacking(_stream(name, split, language, field, language_field), f"{name}[{split}]")
+
+
+def _stream(name: str, split: str, language: str, field: str, language_field: str) -> Iterator[Document | BadLine]:
+    datasets = require("datasets", "corpus", "reading a Hugging Face dataset")
     name, _, configuration = (name, "", "") if Path(name).exists() else name.partition(":")
     try:
         for number, row in enumerate(datasets.load_dataset(name, configuration or None, split=split, streaming=True)):
@@ -122,12 +130,28 @@ def stream_hub(
             try:
                 yield _document(row, language, field, language_field, where)
             except BadText as error:
-                yield BadLine(where, str(error))
+                yield BadLine(where, str(error), error.lacks)
     except DataError:
         raise
     except Exception as error:  # every builder raises its own
         why = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot be read as a Hugging Face dataset, split {split!r}: {why}") from error
+
+
+def _not_all_lacking(items: Iterator[Document | BadLine], where: str) -> Iterator[Document | BadLine]:
+    """Complain once all rows, or the first `_ENOUGH`, lack the same key: then its name is wrong, not they."""
+    first, count = None, 0
+    for item in items:
+        yield item
+        if isinstance(item, Document) or not item.lacks or (first and first.lacks != item.lacks):
+            yield from items
+            return
+        first, count = first or item, count + 1
+        if count == _ENOUGH:
+            break
+    if first:
+        which = f"so with all {count:,} rows read of {where}; name another key with --field or --language_field"
+        raise DataError(f"{first.where}: {first.problem}; {which}")
 
 
 def _strict(items: Iterator[Document | BadLine]) -> Iterator[Document]:
@@ -226,15 +250,16 @@ def _row_documents(piece: Piece, field: str, language_field: str) -> Iterator[Do
                 row = parse_object(text)
             yield _document(row, piece.language, field, language_field, where)
         except BadText as error:
-            yield BadLine(where, str(error))
+            yield BadLine(where, str(error), error.lacks)
 
 
 def _rows(piece: Piece, field: str, language_field: str) -> Iterator[tuple[int, Any]]:
     if kind_of(piece.file) != "parquet":
         return raw_lines(piece.file, piece.start, piece.stop, piece.first_line)
     names = column_names(piece.file)
-    for key in (field, language_field.partition(".")[0]):
-        if key and key not in names and language_field not in names:
+    outer = language_field if language_field in names else language_field.partition(".")[0]
+    for key in (field, outer):
+        if key and key not in names:
             raise DataError(f"{piece.file}: no column {key!r}; its columns: {', '.join(names)}")
     keys = {"_id", "id", "title", "article", field, language_field, language_field.partition(".")[0]}
     return parquet_rows(piece.file, piece.start, piece.stop, piece.first_line, keys)
@@ -252,13 +277,18 @@ def _document(row: dict[str, Any], language: str, field: str, language_field: st
         _language_in(row, language_field) if language_field else language,
         f"{title}\n{text}" if title else text,
         None if article is None else str(article),
+        title,
     )
 
 
 def _language_in(row: dict[str, Any], field: str) -> str:
     value: Any = row
     for key in [field] if field in row else field.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+        there = isinstance(value, dict) and key in value
+        value = value[key] if there else None
     if not isinstance(value, str) or not is_language_code(value):
-        raise BadText(f"expected a language code such as sw under {field!r}, got {shown(value)}")
+        problem = f"expected a language code such as sw under {field!r}, got {shown(value)}"
+        if not there:
+            raise BadText(f"{problem}; keys on this line: {keys_of(row)}", field)
+        raise BadText(problem)
     return value

@@ -32,6 +32,8 @@ class LanguageReport:
     characters: int = 0
     exact_duplicates: int = 0
     near_duplicates: int = 0
+    near_uncompared: int = 0
+    """kept, but so many share a stretch with it that it was not compared with all of them"""
     dropped: dict[str, int] = field(default_factory=dict)
 
     def add(self, found: Mapping[str, int]) -> None:
@@ -124,8 +126,33 @@ def table(reports: Mapping[str, LanguageReport]) -> str:
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
+def in_words(reports: Mapping[str, LanguageReport], bad: Mapping[str, Any]) -> list[str]:
+    """The table, and lines for what would be missed in it."""
+    lines = [table(reports)]
+    if bad["count"]:
+        lines.append(f"{bad['count']:,} bad lines of {bad['of']:,} were left out, all in {BAD_LINES}; the first:")
+        lines += [f"  {where}: {problem}" for where, problem in bad["first"]]
+    for language, report in reports.items():
+        if report.near_uncompared:
+            lines.append(
+                f"{language}: {report.near_uncompared:,} documents share a stretch with so many others that they were "
+                "not compared with all of them; some near-duplicates may have stayed"
+            )
+    return lines
+
+
+def read_back(meta: Mapping[str, Any]) -> list[str]:
+    """`in_words` of what `told` told."""
+    names = LanguageReport.__dataclass_fields__
+    reports = {
+        language: LanguageReport(**{name: value for name, value in facts.items() if name in names})
+        for language, facts in meta["report"].items()
+    }
+    return in_words(reports, meta.get("bad_lines", {"count": 0}))
+
+
 def _rates(language: str, report: LanguageReport) -> Iterator[tuple[str, float]]:
     if report.words and language.replace("_", "-").partition("-")[0] not in _NO_SPACES:
         yield "tokens_per_word", round(report.tokens / report.words, 4)
-    if report.tokens:
+    if report.tokens and report.characters:
         yield "characters_per_token", round(report.characters / report.tokens, 4)

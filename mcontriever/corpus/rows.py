@@ -62,11 +62,16 @@ def text_of(row: dict[str, Any], key: str, default: str | None = None) -> str:
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
-        keys = ", ".join(map(repr, row)) or "none"
-        raise BadText(f"expected text under {key!r}, got {shown(value)}; keys on this line: {keys}")
+        problem = f"expected text under {key!r}, got {shown(value)}; keys on this line: {keys_of(row)}"
+        raise BadText(problem, "" if key in row else key)
     if not is_text(value):
         raise BadText(f"{key!r} holds half a surrogate pair, which is no character")
     return value
+
+
+def keys_of(row: dict[str, Any]) -> str:
+    """A row's keys, for a complaint."""
+    return ", ".join(map(repr, row)) or "none"
 
 
 def filled(row: dict[str, Any], key: str) -> str:

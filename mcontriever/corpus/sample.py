@@ -6,8 +6,10 @@ that pieces can be read side by side and in any order and give the same sample.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .. import workers
 from .cleaning import Cleaner
@@ -32,19 +34,20 @@ class SampleTask:
     wanted: Characters
 
 
-def count_characters(task: PieceTask) -> Characters:
-    """How many there are of each language in a piece, after cleaning."""
+def count_characters(task: PieceTask) -> dict[str, Any]:
+    """How many there are of each language in a piece, after cleaning; and what `Tally` wants to know of it."""
     sizes: Characters = {}
-    for document in _cleaned(task):
+    read, bad = Counter[str](), BadLines(None, strict=task.strict)
+    for document in _cleaned(task, bad, read):
         sizes[document.language] = sizes.get(document.language, 0) + len(document.text)
-    return sizes
+    return {"characters": sizes, "read": dict(read), "bad": bad.count, "first_bad": bad.first}
 
 
 def take_sample(given: SampleTask) -> list[str]:
     """What a piece gives."""
     before = dict(given.before)
     taken = []
-    for document in _cleaned(given.task):
+    for document in _cleaned(given.task, BadLines(None, strict=given.task.strict), Counter()):
         language, text = document.language, document.text
         start = before.get(language, 0)
         before[language] = start + len(text)
@@ -78,10 +81,11 @@ def even_shares(sizes: Mapping[str, int], total: int) -> Characters:
     return shares
 
 
-def _cleaned(task: PieceTask) -> Iterator[Document]:
+def _cleaned(task: PieceTask, bad: BadLines, read: Counter[str]) -> Iterator[Document]:
     cleaner = Cleaner(task.treatment.clean)
     items = read_piece(task.piece, field=task.treatment.field, language_field=task.treatment.language_field)
-    for number, document in enumerate(BadLines(None, strict=task.strict).taken_from(items), 1):
+    for number, document in enumerate(bad.taken_from(items), 1):
+        read[document.language] += 1
         outcome = cleaner.clean(document)
         if isinstance(outcome, Document):
             yield outcome

@@ -27,11 +27,11 @@ KIND = "token shards"
 NO_ARTICLE = -1
 _HEADER_BYTES = 128
 _BLOCK = 2**22
-_CONTENT = re.compile(r"(tokens|offsets|articles)\..+\.npy|tokenizer/.+")
+_CONTENT = re.compile(r"(tokens|offsets|articles|titles)\..+\.npy|tokenizer/.+")
 
 
 class Shards:
-    """An opened artifact of shards. Per language: `tokens`, `offsets` of its documents, and their `articles`."""
+    """An opened artifact. Per language: `tokens`, `offsets` of its documents, their `articles` and `titles`."""
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
@@ -48,6 +48,8 @@ class Shards:
                 raise ArtifactError(f"{self.path}: offsets.{language}.npy does not fit tokens.{language}.npy")
             if len(offsets) != len(articles) + 1:
                 raise ArtifactError(f"{self.path}: articles.{language}.npy does not fit offsets.{language}.npy")
+            if len(self.titles(language)) != len(articles):
+                raise ArtifactError(f"{self.path}: titles.{language}.npy does not fit offsets.{language}.npy")
 
     @classmethod
     def open(cls, path: Path | str, verify: bool = True) -> Shards:
@@ -74,6 +76,11 @@ class Shards:
             if most >= bound > 0:
                 what = "the vocabulary has" if name == "tokens" else "articles are"
                 raise ArtifactError(f"{self.path}: {name}.{language}.npy holds number {most}, but {what} {bound}")
+        for offsets, titles in zip(
+            _blocks(self.offsets(language), overlap=1), _blocks(self.titles(language)), strict=False
+        ):
+            if (titles > np.diff(offsets)).any():
+                raise ArtifactError(f"{self.path}: titles.{language}.npy has a title longer than its document")
 
     def tokens(self, language: str) -> NDArray[Any]:
         """(T,) all token ids of a language, document after document, without special tokens."""
@@ -87,9 +94,15 @@ class Shards:
         """(documents,) article numbers, equal for language versions of one article; NO_ARTICLE where there is none."""
         return self._array("articles", language)
 
+    def titles(self, language: str) -> NDArray[np.uint32]:
+        """(documents,) how many tokens of each document are its title's, the first; 0 where it has none."""
+        if f"titles.{language}.npy" in self._artifact.files:
+            return self._array("titles", language)
+        return np.broadcast_to(np.uint32(0), len(self.articles(language)))
+
     @property
     def fingerprint(self) -> str:
-        """One hash of languages, tokens, borders, articles and tokenizer; not of where they lie or came from."""
+        """One hash of languages, tokens, borders, articles, titles and tokenizer; not of where they lie."""
         files = self._artifact.files.items()
         content = [self.languages, sorted((name, facts["sha256"]) for name, facts in files if _CONTENT.fullmatch(name))]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()

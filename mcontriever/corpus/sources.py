@@ -28,6 +28,7 @@ from .report import BAD_LINES, BadLines
 
 FETCHED = "fetched text"
 _FILE_CHARACTERS = 2**26  # of fetched text in a file
+_FORMAT = 2  # of fetched text; a new one fetches anew
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _fetched(settings: PrepareSettings, work: Path) -> Text:
     split = settings.split or "train"
     where = f"{settings.dataset}[{split}]"
     given = (settings.language, settings.field, settings.language_field)
-    asked = [settings.dataset, split, *given, bool(settings.bad_lines)]
+    asked = [_FORMAT, settings.dataset, split, *given, bool(settings.bad_lines)]
     folder = work / f"fetched-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
     if workers.finished(folder, FETCHED) is None:
         rows = stream_hub(settings.dataset, split, *given[:2], language_field=settings.language_field)
@@ -117,7 +118,8 @@ def _write_some(file: Path, lines: Iterator[str]) -> bool:
 
 
 def _line(document: Document) -> str:
-    row: dict[str, Any] = {"_id": document.id, "language": document.language, "text": document.text}
+    text = document.text.removeprefix(f"{document.title}\n") if document.title else document.text
+    row: dict[str, Any] = {"_id": document.id, "language": document.language, "title": document.title, "text": text}
     if document.article is not None:
         row["article"] = document.article
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -27,7 +27,14 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class BadText(Exception):
-    """What is wrong with one line; the reader adds where it is."""
+    """What is wrong with one line; the reader adds where it is.
+
+    `lacks` is the key that was asked for, if the row has none of that name.
+    """
+
+    def __init__(self, problem: str, lacks: str = "") -> None:
+        super().__init__(problem)
+        self.lacks = lacks
 
 
 def is_compressed(file: Path) -> bool:

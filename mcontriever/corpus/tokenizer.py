@@ -148,9 +148,27 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, whole and without special tokens, also where a text spells one out ("</s>")."""
-        if not texts:
+        return self._rows(self._backend.encode_batch_fast(list(texts), add_special_tokens=False))
+
+    def encode_titled(self, texts: Sequence[str], titles: Sequence[int]) -> tuple[list[NDArray[np.int32]], list[int]]:
+        """What `encode` gives, and how many ids of each text belong to its title, its first `titles` characters.
+
+        The title is followed by white space; an id that covers some of what follows is none of the title's.
+        """
+        if not any(titles):
+            return self.encode(texts), [0] * len(texts)
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)  # with offsets, but the same ids
+        borders = []
+        for text, title, encoding in zip(texts, titles, encodings, strict=True):
+            after = (encoding.char_to_token(place) for place in range(title, len(text)))
+            border = next((number for number in after if number is not None), len(encoding.ids)) if title else 0
+            borders.append(border - int(np.isin(encoding.ids[:border], self._special).sum()))
+        return self._rows(encodings), borders
+
+    def _rows(self, encodings: Sequence[Any]) -> list[NDArray[np.int32]]:
+        """Their ids without special tokens, which a text may spell out."""
+        if not encodings:
             return []
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         rows = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         lengths = np.array([len(row) for row in rows])
         flat = np.concatenate(rows)

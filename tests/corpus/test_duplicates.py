@@ -6,13 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcontriever.corpus import duplicates as module
-from mcontriever.corpus.duplicates import Signatures, duplicates, exact_key
+from mcontriever.corpus.duplicates import Signatures, exact_key
 
 ALPHABETS = {
     "words": " abcdefghijklmnopqrstuvwxyz",
     "thai": "กขคงจฉชซญณดตถทนบปผพฟมยรลวสหอะาิีุูเแโใไ่้",
     "chinese": "".join(map(chr, range(0x4E00, 0x4F00))),
 }
+
+
+def duplicates(*given, **options):
+    return module.duplicates(*given, **options).repeated
 
 
 def keys(texts):
@@ -120,6 +124,20 @@ def test_those_that_meet_without_being_alike_stay(monkeypatch):
     assert not duplicates(None, table, 0.8).any()
     table[49] = table[2]
     assert np.flatnonzero(duplicates(None, table, 0.8)).tolist() == [49]
+
+
+def test_what_too_many_others_kept_from_being_compared_is_counted(monkeypatch):
+    table = np.random.default_rng(0).integers(0, 2**32, (50, 128), dtype=np.uint32)
+    table[:, :6] = 7  # all meet in the first band
+    for rounds, left in ((256, []), (49, []), (48, [49]), (5, range(6, 50))):
+        monkeypatch.setattr(module, "_ROUNDS", rounds)
+        found = module.duplicates(None, table, 0.8)
+        assert not found.repeated.any()
+        assert np.flatnonzero(found.uncompared).tolist() == list(left)
+    table[49] = table[40]  # which the other bands tell
+    found = module.duplicates(None, table, 0.8)
+    assert np.flatnonzero(found.repeated).tolist() == [49]
+    assert np.flatnonzero(found.uncompared).tolist() == list(range(6, 49))
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])

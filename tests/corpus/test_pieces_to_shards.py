@@ -34,7 +34,14 @@ def rows(language, count=120):
         text = " ".join(chosen.choices(WORDS, k=chosen.randint(2, 40)))
         text = text if number % 7 else "the very same text of eight words or more is here again"
         article = {"article": f"a{number // 2 % 30}"} if number % 3 else {}
-        yield {"_id": f"{language}{number}", "text": text, "lang": chosen.choice(["en", "sw", "de"]), **article}
+        title = {"title": f" {WORDS[number % 9].title()} of {language} "} if number % 4 == 0 else {}
+        yield {
+            "_id": f"{language}{number}",
+            "text": text,
+            "lang": chosen.choice(["en", "sw", "de"]),
+            **article,
+            **title,
+        }
 
 
 def write(file, documents):
@@ -82,15 +89,18 @@ def naive(corpus, tokenizer, least=8):
     """What the shards must hold, by the shortest way there."""
     loaded, numbers, found = Tokenizer.load(tokenizer), {}, {}
     for language in ("de", "en", "sw"):
-        seen, documents, articles = set(), [], []
+        seen, documents, articles, titles = set(), [], [], []
         for row in rows(language, 40 if language == "de" else 120):
-            ids = loaded.encode([row["text"]])[0].tolist()
-            if len(ids) >= least and row["text"] not in seen:
-                seen.add(row["text"])
+            title = row.get("title", "").strip() if language != "de" else ""
+            text = f"{title}\n{row['text']}" if title else row["text"]
+            ids = loaded.encode([text])[0].tolist()
+            if len(ids) >= least and text not in seen:
+                seen.add(text)
                 documents.append(ids)
+                titles.append(len(loaded.encode([title])[0]))
                 article = row.get("article") if language != "de" else None
                 articles.append(-1 if article is None else numbers.setdefault(article, len(numbers)))
-        found[language] = documents, articles
+        found[language] = documents, articles, titles
     return found, len(numbers)
 
 
@@ -99,7 +109,9 @@ def test_shards_are_what_a_naive_reading_gives(corpus, tokenizer, tmp_path):
     found, count = naive(corpus, tokenizer)
     assert shards.languages == list(found)
     assert shards.article_count == count
-    for language, (documents, articles) in found.items():
+    for language, (documents, articles, titles) in found.items():
+        assert shards.titles(language).tolist() == titles
+        assert any(titles) == (language != "de") == (shards.path / f"titles.{language}.npy").exists()
         assert shards.tokens(language).tolist() == [token for row in documents for token in row]
         assert np.diff(shards.offsets(language)).tolist() == [len(row) for row in documents]
         assert shards.articles(language).tolist() == articles
@@ -252,7 +264,7 @@ def test_bad_lines_within_the_bound_are_left_out_and_told(
     monkeypatch.setattr(job, "PIECE_BYTES", 1000)
     out = prepare(asked(bad, tokenizer, tmp_path / "shards", bad_lines=allowed))
     same = [name for name in expected if name.endswith(".npy")]
-    assert len(same) == 9
+    assert len(same) == 11
     assert all(contents(out)[name] == expected[name] for name in same)
     told = json.loads((out / "report.json").read_text())["bad_lines"]
     assert (told["count"], told["of"]) == (3, 283)

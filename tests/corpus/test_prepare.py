@@ -75,6 +75,7 @@ def test_shards_hold_every_document_once_in_order(corpus, tmp_path, capsys):
         "characters": characters,
         "exact_duplicates": 1,
         "near_duplicates": 0,
+        "near_uncompared": 0,
         "dropped": {"too_few_tokens": 1},
         "tokens_per_word": round(tokens / words, 4),
         "characters_per_token": round(characters / tokens, 4),
@@ -211,6 +212,7 @@ def test_a_hugging_face_dataset_gives_the_same_shards_as_its_files(tmp_path, cap
     for place in ("files", "dataset"):
         (tmp_path / place).mkdir()
     rows = [{"_id": f"{row}", **SWAHILI[row % 3], "text": f"{SWAHILI[row % 3]['text']} {row}"} for row in range(12)]
+    rows[5]["title"] = "Maziwa"
     write(tmp_path / "files", sw=rows)
     (tmp_path / "dataset" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "dataset" / "test.jsonl").write_text(json.dumps(rows[0]) + "\n")
@@ -222,7 +224,8 @@ def test_a_hugging_face_dataset_gives_the_same_shards_as_its_files(tmp_path, cap
 
     shards = Shards.open(hub("shards"))
     assert shards.languages == ["sw"]
-    for array in ("tokens", "offsets", "articles"):
+    assert shards.titles("sw")[5] > 0
+    for array in ("tokens", "offsets", "articles", "titles"):
         np.testing.assert_array_equal(getattr(shards, array)("sw"), getattr(expected, array)("sw"))
     assert shards.tokenizer().fingerprint == expected.tokenizer().fingerprint
     capsys.readouterr()
@@ -249,6 +252,8 @@ def test_a_hugging_face_dataset_gives_the_same_shards_as_its_files(tmp_path, cap
         ({"dataset": "b", "language": "../x"}, "language must be a code such as sw, got '../x'"),
         ({"corpus": "a", "language": "sw", "language_field": "lang"}, "not both"),
         ({"corpus": "a", "split": "test"}, "--split is only for --dataset"),
+        ({"corpus": "a", "bad_lines": -1}, "bad_lines must be 0 or more, got -1"),
+        ({"corpus": "a", "bad_lines": float("nan")}, "bad_lines must be 0 or more, got nan"),
         ({"corpus": "a", "bad_lines": 1.5}, "bad_lines must be a share below 1 or a whole number, got 1.5"),
     ],
 )

@@ -5,12 +5,13 @@ import itertools
 import json
 import lzma
 import re
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcontriever.corpus import streams
+from mcontriever.corpus import readers, streams
 from mcontriever.corpus.formats import Document
 from mcontriever.corpus.readers import (
     BadLine,
@@ -21,7 +22,7 @@ from mcontriever.corpus.readers import (
     read_piece,
     stream_hub,
 )
-from mcontriever.errors import DataError
+from mcontriever.errors import DataError, MissingExtra
 
 LINES = [b"", b" ", "\u3000".encode(), b"\r", b"a", "é b".encode(), b"long line of text", b"\xff", b"\xe3"]
 ROWS = [
@@ -65,7 +66,7 @@ def test_documents_of_a_folder_come_by_language_and_name(tmp_path):
     write(tmp_path / "queries.en.jsonl", {"_id": "q", "text": "not a document"})
     (tmp_path / "README.md").write_text("not a document")
     assert list(read_documents(tmp_path)) == [
-        Document("a", "ar", "ع\nنص", "x"),
+        Document("a", "ar", "ع\nنص", "x", "ع"),
         Document("en.txt:1", "en", "One\ntwo", None),
         Document("en.txt:5", "en", "Three", None),
         Document("part-1.txt.xz:1", "fi", "Yksi", None),
@@ -100,7 +101,10 @@ def test_a_field_may_hold_the_language(tmp_path):
     items = read(pieces(file, language_field="meta.label"), language_field="meta.label")
     assert [item.language for item in items[:3]] == ["sw", "ar", "zh-Hant"]
     assert items[3:] == [
-        BadLine(f"{file}:4", "expected a language code such as sw under 'meta.label', got None"),
+        BadLine(
+            f"{file}:4",
+            "expected a language code such as sw under 'meta.label', got None; keys on this line: 'text', 'meta'",
+        ),
         BadLine(f"{file}:5", "expected a language code such as sw under 'meta.label', got '../x'"),
     ]
     parquet = write_parquet(tmp_path / "part-2.parquet", rows[:2])
@@ -288,3 +292,40 @@ def test_a_hub_dataset_may_hold_its_languages_in_a_field(tmp_path):
     first, bad, last = stream_hub(str(tmp_path), "train", "", language_field="lang")
     assert (first.language, last.language) == ("sw", "ar")
     assert bad == BadLine(f"{tmp_path}[train]:2", "expected a language code such as sw under 'lang', got None")
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_a_key_that_all_rows_lack_is_an_error_after_the_lines(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(readers, "_ENOUGH", 5)
+    file, options = tmp_path / "sw.jsonl", {"field": "txet"}
+    write(file, *[{"text": "a"}] * count)
+    items = read_piece(*pieces(file), **options)
+    first = min(count, 5)
+    assert [next(items).where for _ in range(first)] == [f"{file}:{line}" for line in range(1, first + 1)]
+    words = rf"sw\.jsonl:1: expected text under 'txet'.*keys on this line: 'text'; so with all {first} rows read"
+    with pytest.raises(DataError, match=words):
+        next(items)
+    write(file, *[{"text": "a"}] * 3, {"txet": None}, {"text": "a"})  # a key that one row has is no slip of the pen
+    assert len(read(pieces(file), **options)) == 5
+
+
+def test_rows_of_a_dataset_that_all_lack_the_key_stop_its_stream(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr(readers, "_ENOUGH", 5)
+    write(tmp_path / "train.jsonl", *[{"text": "a"}] * 9)
+    items = stream_hub(str(tmp_path), "train", "sw", "txet")
+    assert len(list(itertools.islice(items, 5))) == 5
+    with pytest.raises(DataError, match=r"so with all 5 rows read of .*\[train\]; name another key with --field"):
+        next(items)
+
+
+def test_a_wrong_field_is_seen_beside_a_right_language_field(tmp_path):
+    file = write_parquet(tmp_path / "part-1.parquet", [{"text": "a", "lang": "sw"}])
+    with pytest.raises(DataError, match=r"no column 'txet'; its columns: text, lang"):
+        read(pieces(file, language_field="lang"), field="txet", language_field="lang")
+
+
+def test_a_missing_library_for_datasets_names_the_extra_that_reads_text(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'mcontriever\[corpus\]'"):
+        next(stream_hub(str(tmp_path), "train", "sw"))

@@ -53,7 +53,7 @@ class Bar:
     def tell(self, count: int = 1, **facts: str) -> None:
         """Count on and show these facts: in the live bar, or at once in a line where there is none."""
         self.done += count
-        self._facts.update(facts)
+        self._facts = facts  # those of before would be taken for news
         if self._shown and not self._live:
             self._last = self._clock()
             self._say()

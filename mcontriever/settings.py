@@ -61,12 +61,12 @@ def build(
     overrides = dict(overrides or {})
     known = dict(_leaves(cls))
     for key in overrides:
-        if key not in known:
+        if _hint(known, key) is None:
             raise SettingsError(f"{_OVERRIDES}: unknown setting {key!r}; {did_you_mean(key, known)}")
     arguments = [f"--recipe={recipe}"] if recipe else []
     if recipe:
         _check_recipe_keys(cls, recipe)
-    arguments += [f"--{key}={_as_toml(known[key], value)}" for key, value in overrides.items()]
+    arguments += [f"--{key}={_as_toml(_hint(known, key), value)}" for key, value in overrides.items()]
     missing = [field.name for field in dataclasses.fields(cls) if is_required(field)]  # type: ignore[arg-type]
     missing = [name for name in missing if name not in overrides and not _in_recipe(recipe, name)]
     if missing:
@@ -123,6 +123,18 @@ def one_of(name: str, value: str, allowed: Iterable[str]) -> None:
         raise SettingsError(f"{name} must be one of {', '.join(words)}, got {value!r}; {did_you_mean(value, words)}")
 
 
+def only_for(given: object, section: str, names: Iterable[str], choice: str, *values: str) -> None:
+    """For `__post_init__`: complain of fields that are set though only a `choice` among `values` uses them."""
+    made = getattr(given, choice)
+    for name in names if made not in values else ():
+        default = getattr(type(given), name)
+        if getattr(given, name) != default:
+            raise SettingsError(
+                f"{section}.{name} is only for {section}.{choice} = {' or '.join(map(repr, values))}, "
+                f"got {choice} = {made!r}; leave it out or set it to {default!r}"
+            )
+
+
 def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -131,6 +143,12 @@ def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(typing.cast(type, hint), f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", hint
+
+
+def _hint(known: Mapping[str, Any], key: str) -> Any:
+    """The type of a setting, or of one entry of a table of names (`weights.en`); None for what there is not."""
+    table = known.get(key.rpartition(".")[0])
+    return typing.get_args(table)[1] if typing.get_origin(table) is dict else known.get(key)
 
 
 def _split(
@@ -145,11 +163,14 @@ def _split(
             placed.append(word)
             continue
         key, equals, value = word[2:].partition("=")
-        key = key.replace("-", "_")
-        if key not in known:
+        above, dot, last = key.rpartition(".")
+        above = above.replace("-", "_")
+        in_table = typing.get_origin(known.get(above)) is dict  # whose names are the user's own: zh-yue
+        key = above + dot + (last if in_table else last.replace("-", "_"))
+        if _hint(known, key) is None:
             raise SettingsError(f"{_OVERRIDES}: unknown option --{key}; {did_you_mean(key, known)}")
         if not equals:
-            is_flag = known[key] is bool
+            is_flag = _hint(known, key) is bool
             if is_flag and (not words or words[0] not in ("true", "false")):
                 value = "true"
             elif not words:
@@ -172,7 +193,12 @@ def _split(
 
 
 def _as_toml(hint: Any, value: str) -> str:
-    """`en,sw` for a field of strings becomes `["en", "sw"]`; everything else is taken as it stands."""
+    """`en,sw` for strings becomes `["en", "sw"]`, TOML's `{en = 1.0}` JSON's; everything else is taken as it stands."""
+    if typing.get_origin(hint) is dict:
+        try:
+            return json.dumps(tomllib.loads(f"table = {value}")["table"], default=str)
+        except tomllib.TOMLDecodeError:
+            return value
     if typing.get_origin(hint) in (tuple, list) and not value.startswith("["):
         return "[" + ", ".join(f'"{item.strip()}"' for item in value.split(",") if item.strip()) + "]"
     return value
@@ -219,7 +245,8 @@ def _parser(cls: type) -> Any:
 def _origin(complaint: str, recipe: Path | None, overrides: Mapping[str, str]) -> Path | str:
     """Who set what a dataclass complains of: its first words, its dotted names and its options are looked at."""
     named = re.findall(r"^[\w.]+|--\w+|\b[a-z]\w*(?:\.[a-z]\w*)+", complaint)
-    given = any(name.removeprefix("--") in overrides for name in named)
+    names = [f"{name.removeprefix('--')}." for name in named]
+    given = any(name.startswith(f"{key}.") or key.startswith(name) for name in names for key in overrides)
     return _OVERRIDES if given else recipe or _OVERRIDES
 
 
@@ -229,8 +256,9 @@ def _explain(
     text = " ".join(str(error).split())
     for key, hint in sorted(known.items(), key=lambda item: -len(item[0])):
         if f'"{key}"' in text or f"'{key}'" in text:
-            where = _OVERRIDES if key in overrides else recipe or _OVERRIDES
             given = text.partition("Got value: ")[2] or repr(overrides.get(key, "?"))
+            entries = [value for name, value in overrides.items() if name.startswith(f"{key}.")]
+            where = _OVERRIDES if key in overrides or given in entries else recipe or _OVERRIDES
             return SettingsError(f"{where}: {key} must be {_in_words(hint)}, got {given}")
     if isinstance(error, ValueError | TypeError) or type(error).__name__ == "ArgumentError":
         return SettingsError(f"{recipe or _OVERRIDES}: {text}")
@@ -240,6 +268,8 @@ def _explain(
 def _in_words(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is dict:
+        return "a table such as {en = 2.0, sw = 1.0}"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return plain.get(hint) or str(hint).replace("typing.", "")
 

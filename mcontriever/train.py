@@ -54,5 +54,20 @@ def main(argv: list[str]) -> None:
         raise
 
 
+def entry() -> None:
+    """Run, and end the process without the interpreter's own ending.
+
+    DeepSpeed's hooks keep gloo's threads past the end of their group. One that lets go of its last tensor while the
+    interpreter ends aborts the process, and a finished run would report a failure.
+    """
+    try:
+        code = run_command(main)
+    except SystemExit as asked:
+        code = int(asked.code or 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+    entry()

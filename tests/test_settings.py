@@ -269,6 +269,9 @@ def test_ranges(value, options, inside):
             in_range("x", value, 0, 1, **options)
 
 
+WEIGHT = "unlabelled.weights.{} must lie in [0, 1000000000], got {}"
+
+
 @pytest.mark.parametrize(
     ("overrides", "blamed", "said"),
     [
@@ -286,6 +289,14 @@ def test_ranges(value, options, inside):
         ),
         ({"model.layers": "0"}, "command line", "model.layers must lie in [1, 1000000], got 0"),
         ({"model.heads": "3"}, "command line", "model.heads must divide model.hidden (256) evenly, got 3"),
+        ({"unlabelled.weights": '{"en": 1.0, "sw": -2}'}, "command line", WEIGHT.format("sw", -2.0)),
+        ({"unlabelled.weights.sw": "-2"}, "command line", WEIGHT.format("sw", -2.0)),
+        (
+            {"unlabelled.weights.en": "0", "unlabelled.weights.th": "0"},
+            "command line",
+            "unlabelled.weights are all 0, which leaves no language; give one at least a weight",
+        ),
+        ({"unlabelled.weights.en": "2"}, "recipe", WEIGHT.format("th", -3.0)),
         ({"seed": "-1"}, "command line", "seed must lie in [0, 2147483647], got -1"),
         ({"steps": "0"}, "command line", "steps must lie in [1, 1000000000], got 0"),
         ({"output": ""}, "command line", "output is missing: name the folder of the run, --output DIR"),
@@ -300,6 +311,8 @@ def test_what_is_out_of_range_is_blamed_on_who_said_it_by_its_full_name(override
     text = (settings.RECIPES / "quickstart-pretrain.toml").read_text(encoding="utf-8")
     if "window" in said:
         text = text.replace("window = 128", "window = 2")
+    elif "weights" in said:
+        text += f"[unlabelled.weights]\nen = 1.0\nth = {-3.0 if blamed == 'recipe' else 3.0}\n"
     elif blamed == "recipe":
         text = "seed = -7\n" + text
     path = recipe(tmp_path, text)
@@ -315,3 +328,23 @@ def test_bounds_are_printed_exactly(high, shown):
     with pytest.raises(SettingsError) as caught:
         in_range("x", 1e99, 0, high)
     assert str(caught.value) == f"x must lie in [0, {shown}], got 1e+99"
+
+
+def test_a_table_is_given_as_the_help_shows_it_or_an_entry_at_a_time(tmp_path):
+    path = recipe(tmp_path, 'output = "x"\n[unlabelled]\nshards = "s"\nweights = {en = 1.0, th = 3.0}\n')
+
+    def read(*words):
+        return parse(TrainSettings, ["--recipe", str(path), *words], prog="p", recipes=True).unlabelled.weights
+
+    (shown,) = (words for key, _, _, words in help_text.described(TrainSettings) if key == "unlabelled.weights")
+    table = re.search(r"\{.*?\}", shown).group()
+    assert read("--unlabelled.weights", table) == {"en": 2.0, "sw": 1.0}
+    assert read('--unlabelled.weights={"en": 2, "zh-yue": 1e-3}') == {"en": 2.0, "zh-yue": 1e-3}
+    assert read("--unlabelled.weights", "{}") == {}
+    assert read("--unlabelled.weights.en", "2.0") == {"en": 2.0, "th": 3.0}
+    assert read("--unlabelled.weights.zh-yue=0.5") == {"en": 1.0, "th": 3.0, "zh-yue": 0.5}
+    for words in (["--unlabelled.weights", "many"], ["--unlabelled.weights.en", "many"]):
+        expected = "command line: unlabelled.weights must be a table such as {en = 2.0, sw = 1.0}, got many"
+        assert complaint(lambda words=words: read(*words)) == expected
+    assert "did you mean 'unlabelled.weights'?" in complaint(lambda: read("--unlabelled.weigths.en", "2"))
+    assert "unknown option --output.en" in complaint(lambda: read("--output.en", "2"))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .. import settings
-from ..errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +43,14 @@ class ObjectiveSettings:
         settings.in_range("objective.margin", self.margin, 0, 1e6)
         settings.in_range("objective.momentum", self.momentum, 0, 1, high_open=True)
         settings.in_range("objective.queue_size", self.queue_size, 1, 2**31)
-        if self.label_smoothing and self.loss != "info_nce":
-            raise SettingsError("objective.label_smoothing is for loss = 'info_nce'; a margin has no target to smooth")
-        for name, kind in (("key_dropout", "moco"), ("warm_start", "moco"), ("gradient_cache", "in_batch")):
-            if getattr(self, name) and self.kind != kind:
-                raise SettingsError(f"objective.{name} is for kind = {kind!r}, got kind = {self.kind!r}; leave it out")
+        settings.only_for(self, "objective", ("temperature", "label_smoothing"), "loss", "info_nce")
+        settings.only_for(self, "objective", ("margin", "margin_over"), "loss", "margin")
+        settings.only_for(self, "objective", ("key_dropout", "warm_start"), "kind", "moco")
+        settings.only_for(self, "objective", ("gradient_cache",), "kind", "in_batch")
+
+    @property
+    def ignored(self) -> str:
+        """What is set without a use, in a line; else empty. So a recipe for moco can be run with in_batch as it is."""
+        names = ("queue_size", "momentum") if self.kind == "in_batch" else ()
+        told = [f"objective.{name}" for name in names if getattr(self, name) != getattr(type(self), name)]
+        return f"{' and '.join(told)} ignored, only for objective.kind = 'moco'" if told else ""

@@ -8,8 +8,10 @@ from .packing import Packed, PairBatch, pack, padding_share
 from .prefetch import prefetch
 from .salience import EncoderSalience, Scorer
 from .unlabelled import UnlabelledPairs, UnlabelledSettings
+from .unlabelled_settings import BM25
 
 __all__ = [
+    "BM25",
     "EncoderSalience",
     "LabelledPairs",
     "LabelledSettings",

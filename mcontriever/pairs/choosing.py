@@ -42,6 +42,7 @@ class Texts:
     sizes: Integers  # (B,) of the queries' windows
     other_sizes: Integers  # (B,) of the passages' windows
     distances: Integers  # (B,) from the start of the query's window to that of the passage's
+    titles: Integers  # (B,) tokens of the document's title, with which view title's query window begins; 0 for none
 
     @property
     def query_tokens(self) -> NDArray[Any]:
@@ -100,12 +101,15 @@ class Chooser:
     def _title(self, texts: Texts) -> Views:
         """The query's text is the head of the document, the passage's a window of it: what the title takes is left.
 
-        A first sentence too long for a title gives its beginning.
+        Without a title the first sentence stands for it. Of one too long the beginning is taken, and that is told.
         """
         longest = np.minimum(texts.sizes, self._settings.window // 2) - LEAST_TOKENS
         ends = self._sentence_ends(texts.query_tokens)
-        title = sentences.first(ends, texts.sizes, longest)
-        cut = ~ends[np.cumsum(texts.sizes) - texts.sizes + title - 1]
+        sentence = sentences.first(ends, texts.sizes, longest)
+        sentence_cut = ~ends[np.cumsum(texts.sizes) - texts.sizes + sentence - 1]
+        stated = texts.titles > 0
+        title = np.where(stated, np.minimum(texts.titles, longest), sentence)
+        cut = np.where(stated, texts.titles > longest, sentence_cut)
         taken = np.maximum(title - texts.distances, 0)
         start, length = self._crop(texts, texts.other_sizes - taken, PASSAGE_LENGTH, PASSAGE_START)
         return views.one_piece(np.zeros_like(title), title), views.one_piece(start + taken, length), cut

@@ -83,6 +83,17 @@ class LabelledPairs:
     def __len__(self) -> int:
         return len(self._queries)
 
+    def cut(self) -> str:
+        """How many of the texts are too long and lose their end; empty where none are."""
+        told = []
+        for side, plural, texts in (("query", "queries", self._queries), ("passage", "passages", self._passages)):
+            longest = getattr(self.settings, f"{side}_max_length")
+            if count := sum(len(text) + 2 > longest for text in texts):
+                told.append(
+                    f"labelled.{side}_max_length {longest} cuts off the end of {count:,} of {len(texts):,} {plural}"
+                )
+        return "; ".join(told)
+
     def batch(self, step: int, samples: NDArray[np.integer], batch_size: int) -> PairBatch:
         """The pairs of some `samples` (0 … batch_size-1) of a step's global batch."""
         _, rows = self._order.draw(step * batch_size + np.asarray(samples, dtype=np.int64))

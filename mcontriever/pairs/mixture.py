@@ -27,10 +27,13 @@ class Mixture:
     def __init__(
         self, sizes: Sequence[int], exponent: float, seed: int, *, weights: Sequence[float] = (), together: int = 1
     ) -> None:
-        """`weights` stand in for the exponent; `together` samples, from a multiple of it on, are of one language."""
+        """`weights` stand in for the exponent, and a language of weight 0 is not drawn.
+
+        `together` samples, from a multiple of it on, are of one language.
+        """
         self.sizes: Integers = np.array(sizes, dtype=np.int64)
-        count = len(self.sizes)
-        self.block = -(-_BLOCK // count) * count  # a multiple of L, so that equal shares are exactly equal
+        count = sum(weight > 0 for weight in weights) if weights else len(self.sizes)
+        self.block = -(-_BLOCK // count) * count  # a multiple of that, so that equal shares are exactly equal
         self.quotas = share_out(weights, self.block) if weights else quotas(sizes, exponent, self.block)
         self._together = together
         self._seed = seed
@@ -71,11 +74,12 @@ def quotas(sizes: Sequence[int], exponent: float, block: int) -> Integers:
 
 
 def share_out(weights: Sequence[float], block: int) -> Integers:
-    """Whole numbers that sum to `block`, as near as can be to the weights (largest remainder), each at least 1."""
+    """Whole numbers that sum to `block`, as near as can be to the weights (largest remainder), 0 only for weight 0."""
     exact = np.array(weights, dtype=np.float64) * (block / sum(weights))
     counts: Integers = np.floor(exact).astype(np.int64)
-    counts[np.argsort(counts - exact, kind="stable")[: block - int(counts.sum())]] += 1
-    for language in np.flatnonzero(counts == 0):  # none is ever left out; the most frequent one makes room
+    behind = np.where(exact > 0, counts - exact, 1)  # what weighs nothing gets nothing
+    counts[np.argsort(behind, kind="stable")[: block - int(counts.sum())]] += 1
+    for language in np.flatnonzero((counts == 0) & (exact > 0)):  # for the others the most frequent one makes room
         counts[np.argmax(counts)] -= 1
         counts[language] = 1
     return counts

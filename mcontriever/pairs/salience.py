@@ -8,6 +8,7 @@ Letters: B windows, C candidate spans of each, T tokens of all windows together,
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .packing import Packed, pack
+from .packing import Packed
+from .views import Spans, join
 from .windows import Windows
 
 Integers = NDArray[np.int64]
@@ -43,6 +45,8 @@ class Statistics:
         self._idf = np.empty((len(windows.languages), vocab_size), dtype=np.float32)  # (L, vocabulary)
         self._mean_size = np.empty(len(windows.languages))
         for language, count in enumerate(windows.counts):
+            if not count:  # left out: nobody will ask
+                continue
             chosen = np.unique(np.linspace(0, count - 1, _COUNTED).astype(np.int64))
             whose = np.full(len(chosen), language)
             _, starts, sizes = windows.locate(whose, chosen, np.zeros(len(chosen), dtype=np.uint64))
@@ -73,23 +77,31 @@ class Statistics:
 
 
 class EncoderSalience:
-    """The dot product of a span's vector and its window's. Batches are as pure as the encoder: keep it frozen."""
+    """The dot product of a span's vector and its window's, from a frozen encoder that takes token ids as they are.
 
-    def __init__(self, embed: Callable[[Packed], Tensor], bos: int, eos: int, max_length: int) -> None:
-        self._embed, self._bos, self._eos, self._max_length = embed, bos, eos, max_length
+    A window of 256 tokens and 16 spans of it make some 450 tokens of forward pass for one pair: 1.6 times the
+    arithmetic of a step with MoCo, 0.6 times in-batch's, for an encoder of the same size on the same device. Batches
+    are pure but for rounding, which may decide between two spans that score alike.
+    """
+
+    def __init__(self, embed: Callable[[Packed], Tensor], bos: int, eos: int, batch_tokens: int = 2**15) -> None:
+        """`embed` is given about `batch_tokens` tokens at a time, however many pairs are asked for."""
+        self._embed, self._bos, self._eos, self._batch_tokens = embed, bos, eos, batch_tokens
 
     def __call__(
         self, tokens: NDArray[Any], sizes: Integers, languages: Integers, starts: Integers, lengths: Integers
     ) -> Floats:
         """Similarity of each span to its window."""
         begins = np.cumsum(sizes) - sizes
-        first = begins[:, None] + starts
-        spans = zip(first.ravel().tolist(), lengths.ravel().tolist(), strict=True)
-        whole = zip(begins.tolist(), sizes.tolist(), strict=True)
-        vectors = [self._vectors([tokens[at : at + size] for at, size in texts]) for texts in (spans, whole)]
-        scores = torch.einsum("bcd,bd->bc", vectors[0].view(*starts.shape, -1), vectors[1])
-        return scores.double().numpy()
-
-    def _vectors(self, texts: list[NDArray[Any]]) -> Tensor:
+        first = np.concatenate([starts + begins[:, None], begins[:, None]], axis=1)  # (B, C+1), the window the last
+        length = np.concatenate([lengths, sizes[:, None]], axis=1)
+        nothing = np.zeros((first.size, 1), dtype=np.uint64)  # the random words of what is to be deleted: nothing
+        spans = Spans.of(first.reshape(-1, 1), length.reshape(-1, 1), nothing)
+        packed = join(tokens, spans, self._bos, self._eos, None)
+        parts = packed.lengths.cumsum(0).numpy() // self._batch_tokens
+        edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(packed)]
         with torch.no_grad():
-            return self._embed(pack(texts, self._bos, self._eos, self._max_length)).float().cpu()
+            made = [self._embed(packed.rows(start, stop)).float().cpu() for start, stop in pairwise(edges)]
+        vectors = torch.cat(made).view(*first.shape, -1)  # (B, C+1, D)
+        scores: Floats = torch.einsum("bcd,bd->bc", vectors[:, :-1], vectors[:, -1]).double().numpy()
+        return scores

@@ -32,6 +32,7 @@ __all__ = ["UnlabelledPairs", "UnlabelledSettings"]
 
 _CHOICES = 3  # first part of the path of random streams: 1, 2 mixture.py, 4-6 noise.py, 8, 9 choosing.py
 _AHEAD = 2048  # samples made at once: at fewer, NumPy's calls cost more than the work in them
+_AHEAD_SCORED = 64  # by a scorer from outside: enough to keep an encoder busy, few enough to be there in time
 _KEPT = 16  # kinds of request (micro-batches of a step) whose samples made ahead are kept
 
 
@@ -44,20 +45,22 @@ class UnlabelledPairs:
         """`scorer` is for view salient; without one the statistics of the corpus decide."""
         self.settings, self.tokenizer, self._seed, self._path = settings, shards.tokenizer(), seed, shards.path
         least = 1 if settings.view == "crop" else LEAST_WINDOW
-        self._windows = Windows(shards, settings.window, least, settings.window_borders)
+        self._weights = weights_in_order(settings.weights, shards.languages)
+        self._undrawn = {language for language, weight in settings.weights.items() if not weight}
+        self._windows = Windows(shards, settings.window, least, settings.window_borders, self._undrawn)
         self.languages, self.windows = self._windows.languages, self._windows.counts
-        self._weights = weights_in_order(settings.weights, self.languages)
         self._mixtures: dict[int, Mixture] = {}
         self._chooser = Chooser(settings, self._windows, self.tokenizer, seed, scorer)
         self._tape = Tape(seed, settings.delete, settings.window) if settings.delete else None
         self._noise = Noise(
             self.tokenizer, seed, replace=settings.replace, mask=settings.mask, shuffle=settings.shuffle
         )
-        self._ahead = 1 if scorer else _AHEAD  # a scorer from outside may be slow or short of memory
+        self._ahead = _AHEAD_SCORED if scorer else _AHEAD
         self._made: dict[tuple[int, bytes], tuple[int, PairBatch]] = {}
         self._one_at_a_time = threading.Lock()
         if settings.comparable:
-            self._versions = Versions(self._windows.articles)
+            articles = zip(self.languages, self._windows.articles, strict=True)
+            self._versions = Versions([numbers if self.draws(name) else numbers[:0] for name, numbers in articles])
             if not self._versions.any_pair:
                 raise DataError(
                     f"{shards.path}: comparable is {settings.comparable:g}, but no article is there in two languages; "
@@ -86,10 +89,21 @@ class UnlabelledPairs:
         return made if steps == 1 else made.rows(place * count, (place + 1) * count)
 
     def left_out(self) -> str:
-        """How many documents of each language are too short for the view and have no window; empty if none are."""
+        """Which languages are not drawn, and how many documents of the others are too short; empty where all serve."""
         short = zip(self.languages, self._windows.too_short, strict=True)
-        counts = ", ".join(f"{count:,} of {language}" for language, count in short if count)
-        return counts and f"too short for view {self.settings.view} (under {self._windows.least} tokens): {counts}"
+        counts = ", ".join(f"{count:,} of {language}" for language, count in short if count and self.draws(language))
+        too_short = f"too short for view {self.settings.view} (under {self._windows.least} tokens): {counts}"
+        undrawn = f"left out by unlabelled.weights 0: {', '.join(sorted(self._undrawn))}"
+        return "; ".join([too_short] * bool(counts) + [undrawn] * bool(self._undrawn))
+
+    def draws(self, language: str) -> bool:
+        """Whether pairs come from a language at all."""
+        return language not in self._undrawn
+
+    @property
+    def total(self) -> int:
+        """Windows of all languages that are drawn."""
+        return sum(count for count, name in zip(self.windows, self.languages, strict=True) if self.draws(name))
 
     def _mixture(self, batch_size: int) -> Mixture:
         together = batch_size if self.settings.unmixed else 1
@@ -102,12 +116,13 @@ class UnlabelledPairs:
 
     def require(self, batch_size: int) -> None:
         """Complain of a language with fewer windows than a batch of it takes: a step would hold a window twice."""
-        scarce = [pair for pair in zip(self.windows, self.languages, strict=True) if pair[0] < batch_size]
+        pairs = zip(self.windows, self.languages, strict=True)
+        scarce = [(count, name) for count, name in pairs if count < batch_size and self.draws(name)]
         if self.settings.unmixed and scarce:
             count, language = min(scarce)
             raise DataError(
                 f"{self._path}: language {language!r} has {count} windows of text, unlabelled.unmixed needs "
-                f"batch.size {batch_size} of each; lower it, or leave the language out when preparing"
+                f"batch.size {batch_size} of each; lower it, or leave the language out (unlabelled.weights 0)"
             )
 
     def _make(self, numbers: Integers, mixture: Mixture) -> PairBatch:
@@ -115,15 +130,16 @@ class UnlabelledPairs:
         languages, windows = mixture.draw(numbers)
         documents, starts, sizes = self._windows.locate(languages, windows, draws[:, choosing.BORDER])
         groups = self._windows.groups(languages, documents)
-        spans, alone = [(languages, starts, sizes)], None
+        spans, titles, alone = [(languages, starts, sizes)], np.zeros_like(documents), None
         if self.settings.comparable:
             other, alone = self._other_versions(languages, documents, starts, sizes, draws)
             spans.append(other)
         elif self.settings.view == "title":
             spans.insert(0, (languages, *self._windows.heads(languages, documents, TITLE_TOKENS)))
+            titles = self._windows.titles(languages, documents)
         read = [np.concatenate(parts) for parts in zip(*spans, strict=True)]
         tokens, distances = self._windows.read(*read), starts - spans[0][1]
-        texts = Texts(numbers, draws, languages, tokens, spans[0][2], spans[-1][2], distances)
+        texts = Texts(numbers, draws, languages, tokens, spans[0][2], spans[-1][2], distances, titles)
         (starts, lengths), (other_starts, other_lengths), fallback = self._chooser.choose(texts)
         fallback = alone if fallback is None else fallback
         begins, count = np.cumsum(read[2]) - read[2], len(numbers)
@@ -169,6 +185,7 @@ def weights_in_order(weights: Mapping[str, float], languages: Sequence[str]) -> 
             raise SettingsError(f"unlabelled.weights: the shards have no {name!r}; {did_you_mean(name, languages)}")
     if missing := [name for name in languages if weights and name not in weights]:
         raise SettingsError(
-            f"unlabelled.weights: none for {', '.join(missing)}; give one for each language of the shards"
+            f"unlabelled.weights: none for {', '.join(missing)}; give one for each language of the shards, "
+            "or 0 to leave it out"
         )
     return [weights[name] for name in languages] if weights else []

@@ -84,9 +84,7 @@ def crop(sizes: Integers, low: float, high: float, for_length: Floats, for_start
 def neighbours(
     sizes: Integers, firsts: Integers, seconds: Integers, for_start: Floats, swapped: Flags
 ) -> tuple[Pieces, Pieces]:
-    """Two spans that touch, of the lengths wanted as far as there is room; `swapped` where the later is the query."""
-    firsts = np.minimum(firsts, sizes - LEAST_TOKENS)
-    seconds = np.minimum(seconds, sizes - firsts)
+    """Two spans that touch, of lengths for which there is room; `swapped` where the later is the query."""
     starts = place(firsts + seconds, sizes, for_start)
     earlier, later = np.stack([starts, firsts]), np.stack([starts + firsts, seconds])
     query, passage = np.where(swapped, later, earlier), np.where(swapped, earlier, later)
@@ -103,7 +101,9 @@ def sharing(
 ) -> tuple[Pieces, Pieces]:
     """A span around each occurrence of what recurs, of the lengths wanted as far as they do not meet.
 
-    The recurring span itself is cut out of the query except where it `stays`; (B, 2) chances for the two places.
+    So crop_min and crop_max are clipped: below to the recurring span and LEAST_TOKENS more, above to the window's part
+    on this side of the middle between the occurrences. The recurring span itself is cut out of the query except where
+    it `stays`; (B, 2) chances for the two places.
     """
     middle = (spans.first + spans.length + spans.second) // 2
     nothing = np.zeros_like(sizes)

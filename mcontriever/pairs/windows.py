@@ -5,6 +5,7 @@ Letters: B windows asked for, N spans, T tokens of all spans together.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,16 @@ Integers = NDArray[np.int64]
 class Windows:
     """The windows of every language, numbered from 0 in each. A document's windows share its tokens out evenly."""
 
-    def __init__(self, shards: Shards, window: int, least: int = 1, borders: str = "document") -> None:
+    def __init__(
+        self, shards: Shards, window: int, least: int = 1, borders: str = "document", left_out: Container[str] = ()
+    ) -> None:
+        """Languages that are `left_out` need not have a window."""
         self.languages = tuple(shards.languages)
         # plain arrays over the same pages: slicing a memmap object costs more than copying a crop
         self.tokens = [np.asarray(shards.tokens(language)) for language in self.languages]
         self._offsets = [np.asarray(shards.offsets(language)) for language in self.languages]
         self.articles = [np.asarray(shards.articles(language)) for language in self.languages]
+        self._titles = [np.asarray(shards.titles(language)) for language in self.languages]
         self.least, self._window, self._crossing = least, window, borders == "corpus"
         documents = [len(articles) for articles in self.articles]
         # documents without an article are numbered after all articles, each language after the one before
@@ -38,13 +43,13 @@ class Windows:
             self.counts = [int(first[-1]) for first in self._first]
             self.too_short = [int((np.diff(first) == 0).sum()) for first in self._first]
         for language, offsets, count in zip(self.languages, self._offsets, self.counts, strict=True):
-            if count < 1:
+            if count < 1 and language not in left_out:
                 longest = int(np.diff(offsets).max(initial=0))
                 found = f"{offsets[-1]} tokens" if self._crossing else f"no document over {longest} tokens"
                 wanted = f"{2 * window} for windows that cross borders" if self._crossing else f"one of {least} or more"
                 raise DataError(
-                    f"{shards.path}: language {language!r} has {found}, expected {wanted}; leave it out when "
-                    "preparing, or choose another unlabelled.view"
+                    f"{shards.path}: language {language!r} has {found}, expected {wanted}; leave it out "
+                    "(unlabelled.weights 0, or when preparing), or choose another unlabelled.view"
                 )
 
     def locate(self, languages: Integers, windows: Integers, bits: Words) -> tuple[Integers, Integers, Integers]:
@@ -75,6 +80,10 @@ class Windows:
         """Where each document starts, and its length up to `longest` tokens."""
         starts = pick(self._offsets, languages, documents)
         return starts, np.minimum(pick(self._offsets, languages, documents + 1) - starts, longest)
+
+    def titles(self, languages: Integers, documents: Integers) -> Integers:
+        """How many tokens each document's title has, 0 for none."""
+        return pick(self._titles, languages, documents)
 
     def any_of(self, languages: Integers, documents: Integers, bits: Words) -> Integers:
         """The number of one window of each document, by random words."""

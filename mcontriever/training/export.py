@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import artifact, encoder
 from ..errors import ArtifactError, UsageError
 from ..settings import one_of
-from . import state
+from . import metrics, state
+from .watching import RECIPE
 
 _PARTS = {"query": "weights", "key": "key_encoder"}
 _ATTEMPTS = 3
@@ -73,6 +75,8 @@ def _choose(run: Path, step: str) -> Path:
     if artifact.is_artifact(run, state.KIND):
         return run
     there = state.states(run)
+    if not there and (run / metrics.NAME).exists() and not (run / "model").exists():
+        raise ArtifactError(f"{run}: no state saved yet; {_first(run)}, or send SIGUSR1 to save and stop")
     if not there:
         raise ArtifactError(
             f"{run}: neither a train state nor a run that holds one; a run that has ended has its model/"
@@ -93,6 +97,14 @@ def _choose(run: Path, step: str) -> Path:
         known = ", ".join(str(number) for number, _ in there)
         raise UsageError(f"{run}: no train state of step {step}; there are {known}")
     return chosen
+
+
+def _first(run: Path) -> str:
+    """When the first state comes, as far as the run has told."""
+    if not (run / RECIPE).exists():
+        return "the first comes after saving.every steps"
+    told = tomllib.loads((run / RECIPE).read_text(encoding="utf-8"))
+    return f"the first comes at step {min(told['saving']['every'], told['steps']):,} (saving.every)"
 
 
 def _verifies(path: Path) -> bool:

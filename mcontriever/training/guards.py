@@ -29,6 +29,12 @@ from .step import StepResult
 KIND = "bad batch"
 
 
+class BadStep(McontrieverError):
+    """The run cannot go on. Steps are functions of their number: started again, it would come to the same end."""
+
+    exit_code = 65  # EX_DATAERR of sysexits.h
+
+
 class Guard:
     """Judges every step of one run. `accepts` is for `train_step`, `passes` for what comes of it."""
 
@@ -37,6 +43,8 @@ class Guard:
         self._losses: deque[float] = deque(maxlen=recipe.guard.window)
         self._by_rank: list[float] = []
         self._leap, self._accepted = "", True
+        self.fault = ""
+        """why the last step was none; empty where it was one"""
         self.skipped = 0
         self.discarded = 0
         """those of the skipped steps that no loss scale has counted: updates the optimiser knows nothing of"""
@@ -51,23 +59,25 @@ class Guard:
 
     def passes(self, step: int, result: StepResult) -> bool:
         """Whether step number `step` (from 1) was a step. One that was not ends the run, unless it is to be skipped."""
-        fault = self._leap or _no_number(result)
+        self.fault = fault = self._leap or _no_number(result)
         if not fault:
             if self._settings.spike_sigmas:
                 self._losses.append(result.loss)
             return True
         where = ranks.on_main(lambda: self._write(step, fault, result))
         if self._settings.on_nan == "stop":
-            raise McontrieverError(
-                f"the {fault} at step {step}; nothing was saved from it, its batch is in {where}. Start again in "
-                "another --output with a lower optim.lr or a higher objective.temperature, or with guard.on_nan = skip"
+            raise BadStep(
+                f"the {fault} at step {step}; nothing was saved from it, its batch is in {where}. Go on in this "
+                "--output with guard.on_nan = skip, or begin another with a lower optim.lr or a higher "
+                "objective.temperature"
             )
         self.skipped += 1
         self.discarded += not (self._accepted and self._recipe.precision == "fp16")
         if self.skipped > self._settings.skips:
-            raise McontrieverError(
+            raise BadStep(
                 f"the {fault} at step {step}, and guard.skips = {self._settings.skips} steps were skipped before; its "
-                f"batch is in {where}. Lower optim.lr or raise objective.temperature, in another --output"
+                f"batch is in {where}. Go on in this --output with more guard.skips, or begin another with a lower "
+                "optim.lr or a higher objective.temperature"
             )
         ranks.say(f"step {step} skipped ({self.skipped} so far): the {fault}; its batch is in {where}")
         return False

@@ -81,8 +81,8 @@ def _run(recipe: TrainSettings, deepspeed: dict[str, Any] | None, experiment: di
     done = saver.resume()
     saver.require_space(done)
     ranks.say(opening.headline(recipe, query_encoder, deepspeed, done))
-    if left_out := opening.left_out(pairs):
-        ranks.say(left_out)
+    for line in opening.remarks(recipe, pairs):
+        ranks.say(line)
 
     if not done:
         _warm_start(recipe, objective, pairs, device)
@@ -109,7 +109,7 @@ def _run(recipe: TrainSettings, deepspeed: dict[str, Any] | None, experiment: di
             seconds = time.perf_counter() - began
             if passed:
                 saver.saw(result.loss)
-            log.add(step + 1, result, batches, seconds=seconds, waited=waited, learning_rate=rate, skipped=not passed)
+            log.add(step + 1, result, batches, seconds=seconds, waited=waited, learning_rate=rate, skipped=guard.fault)
             watchdog.beat(f"evaluating after step {step + 1}")
             measured = evaluator.maybe(step + 1, engine, log, last=ended)
             leaving = request.made() and not ended

@@ -14,6 +14,8 @@ from .model_shape import ModelShape
 
 FP32, INT64 = 4, 8
 _UNSET = 1_000_000_000  # what DeepSpeed takes for the distances that a file does not give
+# passes over an element: norm 1, clipping 2, weight 2, gradient 1, two moments 4; key 2, weight 1
+_ADAM, _AVERAGE = 10, 3
 _BUCKET, _PERSISTENT = 500_000_000, 100_000
 
 
@@ -93,6 +95,18 @@ class Placement:
             gathered = FP32 * max(2 * shape.layer, shape.table)
             parts.append(Part("key encoder's gathered layer", gathered, estimate=True))
         return parts
+
+    def updated_bytes(self, shape: ModelShape, *, moco: bool) -> float:
+        """Read and written at least in a step's update, on the GPU: nothing of an optimiser that is offloaded."""
+        share = FP32 * self.share(shape)
+        own = share if self.stage else FP32 * shape.weights
+        adam = 0 if self.offloaded else _ADAM * own
+        return adam + (_AVERAGE * (share if self.sharded else FP32 * shape.weights) if moco else 0)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the optimiser works in the machine's memory."""
+        return self._offloaded("optimizer")
 
     def _gradients(self, whole: int, share: int) -> int:
         """Stage 1 keeps whole gradients until the last micro-batch; the others reduce each as it comes."""

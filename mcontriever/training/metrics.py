@@ -24,6 +24,7 @@ from .. import artifact, ranks
 from ..errors import DataError
 from ..pairs import PairBatch
 from ..progress import Bar, note
+from .collapse import Collapse
 from .sinks import Fanout
 from .step import StepResult
 
@@ -80,11 +81,12 @@ class Metrics:
         work: Callable[[PairBatch], float] | None = None,
         peak: float = 0.0,
         skips: Callable[[], int] = lambda: 0,
+        collapse: float = 0.0,
         device: torch.device | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`work` tells what operations a batch needs, `peak` how many this rank can do in a second, and `skips` how
-        often an update was left out because fp16 overflowed.
+        often an update was left out because fp16 overflowed. `collapse` is the share of `guard.collapse`.
         """
         self._folder, self._every, self._steps, self._done, self._first = folder, every, steps, done, done
         self._bar, self._sinks, self._work, self._peak = bar, sinks, work, peak
@@ -93,6 +95,8 @@ class Metrics:
         self._began = clock()
         self.evaluated_to = ranks.on_main(lambda: max((line["step"] for line in read(folder / EVALUATION)), default=-1))
         """The last step whose measures are written down already."""
+        self._collapse = Collapse(collapse, ranks.on_main(lambda: list(read(folder / NAME))))
+        self._warned = False
         self._forget()
 
     def _forget(self) -> None:
@@ -100,7 +104,8 @@ class Metrics:
         self._languages: Counter[str] = Counter()
         self._names: tuple[str, ...] = ()
         self._fallbacks: int | None = None  # None where no pair can be anything but what the recipe asks
-        self._pairs = self._tokens = self._skipped = 0
+        self._pairs = self._tokens = self._skipped = self._overflowed = 0
+        self._fault, self._window = "", self._done
         self._seconds = self._waited = self._operations = 0.0
 
     def add(
@@ -112,18 +117,21 @@ class Metrics:
         seconds: float,
         waited: float,
         learning_rate: float,
-        skipped: bool = False,
+        skipped: str = "",
     ) -> None:
         """One step, `step` counted from 1, of `seconds` in all and `waited` for data; every rank calls.
 
-        A step `skipped`, whose update was not made, counts as one and is left out of the means.
+        A step without an update, because it overflowed or because of a fault and `skipped`, is left out of the means.
         """
         before, self._overflows = self._overflows, self._skips()
-        skipped = skipped or self._overflows > before
         self._done = step
-        self._skipped += skipped
         self._tokens += result.tokens
-        if not skipped:
+        if skipped:
+            self._fault = skipped
+            self._skipped += 1
+        elif self._overflows > before:
+            self._overflowed += 1
+        else:
             self._results.append(result)
         for batch in batches:
             self._names = batch.languages
@@ -140,7 +148,11 @@ class Metrics:
         line = self._summary(learning_rate)
         ranks.on_main(lambda: append(self._folder / NAME, line))  # a full disk is then every rank's error, not a hang
         self._sinks.log(step, dict(_tags(line)))
-        self._bar.tell(1, **in_words(line))
+        part = {"over": f"{line['steps']} steps"} if line["steps"] < min(self._every, step) else {}
+        self._bar.tell(1, **in_words(line), **part)
+        if "collapsed" in line and not self._warned and ranks.is_main():
+            note(f"Collapsed at step {step:,}? {line['collapsed']}; a lower optim.lr or a longer optim.warmup may help")
+        self._warned = "collapsed" in line
         self._forget()
 
     def evaluated(self, step: int, measures: Mapping[str, float], seconds: float) -> None:
@@ -174,8 +186,10 @@ class Metrics:
         each = (self._clock() - self._began) / (self._done - self._first)
         line = {
             "step": self._done,
+            "steps": self._done - self._window,
             **{name: _finite(value) for name, value in means.items()},
             "learning_rate": learning_rate,
+            "overflows": self._overflowed,
             "skipped": self._skipped,
             "languages": {name: int(count) for name, count in zip(self._names, drawn, strict=True) if count},
             "seconds": round(self._seconds, 3),
@@ -187,6 +201,10 @@ class Metrics:
         }
         if self._fallbacks is not None:
             line["fallback"] = round(fallbacks / pairs, 4)
+        if self._fault:
+            line["fault"] = self._fault
+        if collapsed := self._collapse.of(line):
+            line["collapsed"] = collapsed
         if self._device.type == "cuda":
             line["gpu_memory_gib"] = round(gpu_memory / 2**30, 3)
         if self._work and peak:
@@ -196,20 +214,28 @@ class Metrics:
 
 def in_words(line: Mapping[str, Any]) -> dict[str, str]:
     """The few of a line's numbers that someone who watches a terminal wants."""
-    words = {
-        "loss": _short(line["loss"], ".3f"),
-        "accuracy": _short(line["accuracy"], ".2f"),
-        "std": "/".join(_short(line[name], ".3f") for name in ("query_std", "key_std") if name in line),
-        "norm": _short(line["gradient_norm"], ".2f"),
+    words = {}
+    if line["overflows"]:
+        words["overflows"] = f"{line['overflows']} (fp16)"
+    if line["skipped"]:
+        words["skipped"] = f"{line['skipped']} ({line['fault']})"
+    if line["overflows"] + line["skipped"] < line["steps"]:  # else no step is left to speak of
+        words |= {
+            "loss": _short(line["loss"], ".3f"),
+            "accuracy": _short(line["accuracy"], ".2f"),
+            "std": "/".join(_short(line[name], ".3f") for name in ("query_std", "key_std") if name in line),
+            "norm": _short(line["gradient_norm"], ".2f"),
+        }
+    words |= {
         "lr": _short(line["learning_rate"], ".1e"),
         "pairs/s": _short(line["pairs_per_second"], ",.0f"),
         "tokens/s": _short(line["tokens_per_second"], ",.0f"),
     }
     if "gemm_share" in line:
         words["GEMM"] = _short(line["gemm_share"], ".0%")
+    if "fallback" in line:
+        words["fallback"] = _short(line["fallback"], ".1%")
     words["memory"] = f"{line.get('gpu_memory_gib', line['memory_gib']):.1f} GiB"
-    if line["skipped"]:
-        words["skipped"] = str(line["skipped"])
     return words
 
 
@@ -219,8 +245,8 @@ def _tags(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         if name == "languages":
             total = sum(value.values())
             yield from ((f"languages/{language}", count / total) for language, count in value.items())
-        elif name != "step" and value is not None:
-            yield f"{'machine' if name in MACHINE else 'training'}/{name}", float(value)
+        elif name not in ("step", "steps", "fault") and value is not None:
+            yield f"{'machine' if name in MACHINE else 'training'}/{name}", float(value if name != "collapsed" else 1)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from ..corpus import Shards
 from ..encoder import Encoder
 from ..errors import ArtifactError, SettingsError, did_you_mean
 from ..objectives import KeyEncoder, KeyQueue, MomentumEncoder, ShardedMomentumEncoder
-from ..pairs import LabelledPairs, UnlabelledPairs
+from ..pairs import BM25, EncoderSalience, LabelledPairs, UnlabelledPairs
 from .settings import TrainSettings
 from .step import InBatch, Moco, Objective
 
@@ -60,16 +60,25 @@ def open_pairs(recipe: TrainSettings, query_encoder: Encoder, shards: Shards | N
         _require_enough(recipe, len(examples), "labelled pairs", recipe.labelled.file)
         return examples
     _require_room("the longest view (unlabelled.window, unlabelled.crop_max)", recipe.unlabelled.longest, room)
-    ours, theirs = query_encoder.tokenizer.fingerprint, shards.tokenizer().fingerprint
-    if ours != theirs:
-        raise ArtifactError(
-            f"{recipe.unlabelled.shards}: tokenised with another tokenizer ({theirs[:12]}) than {recipe.init} has "
-            f"({ours[:12]}); prepare the shards again with --tokenizer {recipe.init}"
-        )
-    crops = UnlabelledPairs(shards, recipe.unlabelled, recipe.seed)
-    _require_enough(recipe, sum(crops.windows), "windows of text", recipe.unlabelled.shards)
+    _require_tokenizer(shards, query_encoder, recipe.init)
+    crops = UnlabelledPairs(shards, recipe.unlabelled, recipe.seed, scorer=_scorer(recipe, shards))
+    _require_enough(recipe, crops.total, "windows of text", recipe.unlabelled.shards)
     crops.require(recipe.batch.size)
     return crops
+
+
+def _scorer(recipe: TrainSettings, shards: Shards) -> EncoderSalience | None:
+    """The frozen encoder that view salient chooses by; None where the shards' own statistics do."""
+    name, device = recipe.unlabelled.salience, ranks.device()
+    if name == BM25:
+        return None
+    judge = encoder.load(name, device=device, precision=recipe.precision).requires_grad_(False)
+    _require_tokenizer(shards, judge, name)
+    room = encoder.positions(judge.config)
+    _require_room(
+        "unlabelled.window with bos and eos", recipe.unlabelled.window + 2, room, f"unlabelled.salience {name}"
+    )
+    return EncoderSalience(lambda packed: judge(packed.to(device)), judge.tokenizer.bos, judge.tokenizer.eos)
 
 
 def make_objective(recipe: TrainSettings, query_encoder: Encoder, *, sharded: bool = False) -> Objective:
@@ -112,15 +121,26 @@ def headline(recipe: TrainSettings, query_encoder: Encoder, deepspeed: dict[str,
     return f"{where}, {engine}, {recipe.precision}, {size / 1e6:.1f} M weights, {recipe.objective.kind}, {steps}"
 
 
-def left_out(pairs: Pairs) -> str:
-    """One line about the documents that no pair will come from; empty if there are none."""
-    told = pairs.left_out() if isinstance(pairs, UnlabelledPairs) else ""
-    return told and f"{told}; nothing is learnt from them"
+def remarks(recipe: TrainSettings, pairs: Pairs) -> list[str]:
+    """A line for each thing that is given and not used: settings, documents, languages, the ends of texts."""
+    unused = pairs.cut() if isinstance(pairs, LabelledPairs) else pairs.left_out()
+    if unused and isinstance(pairs, UnlabelledPairs):
+        unused += "; nothing is learnt from them"
+    return [line for line in (recipe.objective.ignored, unused) if line]
 
 
-def _require_room(name: str, tokens: int, room: int) -> None:
+def _require_room(name: str, tokens: int, room: int, whose: str = "the model") -> None:
     if tokens > room:
-        raise SettingsError(f"{name} is {tokens} tokens, the model has positions for {room}; lower it")
+        raise SettingsError(f"{name} is {tokens} tokens, {whose} has positions for {room}; lower it")
+
+
+def _require_tokenizer(shards: Shards, model: Encoder, name: str) -> None:
+    ours, theirs = model.tokenizer.fingerprint, shards.tokenizer().fingerprint
+    if ours != theirs:
+        raise ArtifactError(
+            f"{shards.path}: tokenised with another tokenizer ({theirs[:12]}) than {name} has ({ours[:12]}); "
+            f"prepare the shards again with --tokenizer {name}"
+        )
 
 
 def _require_enough(recipe: TrainSettings, count: int, what: str, where: str) -> None:

@@ -120,11 +120,15 @@ class Plan:
         rows = work.rows if settings.gradient_cache else work.at_once
         return rows * rows * self.placement.world
 
-    def seconds(self) -> float:
-        """Of a step: computing, and then sending where the network's speed is given; no overlap is reckoned with."""
+    def seconds(self) -> dict[str, float]:
+        """Of a step, by what they go into; no overlap is reckoned with."""
         planning = self.recipe.planning
-        sending = sum(message.bytes for message in self.traffic()) / (planning.gbytes * 1e9) if planning.gbytes else 0.0
-        return self.operations() / (planning.tflops * 1e12) + sending
+        sent = sum(message.bytes for message in self.traffic())
+        return {
+            "arithmetic": self.operations() / (planning.tflops * 1e12),
+            "sending": sent / (planning.gbytes * 1e9) if planning.gbytes else 0.0,
+            "updating": self.placement.updated_bytes(self.shape, moco=self.moco) / (planning.memory_gbytes * 1e9),
+        }
 
     def lines(self) -> list[str]:
         """The whole plan in words."""
@@ -151,12 +155,12 @@ class Plan:
                 continue
             lines += ["", f"{title:<44}{'GiB':>9}"]
             lines += [_row(part.name + " (*)" * part.estimate, part.bytes / 2**30) for part in parts]
-            lines.append(_row("sum", sum(part.bytes for part in parts) / 2**30))
-        if self.placement.sharded:
-            lines += [
-                "",
-                f"While it starts, a GPU holds all {FP32 * self.shape.weights / 2**30:,.3f} GiB of weights once.",
-            ]
+            total = sum(part.bytes for part in parts)
+            lines.append(_row("sum", total / 2**30))
+            if self.placement.sharded and not host:
+                start = FP32 * self.shape.weights + sum(p.bytes for p in parts if p.name in ("key encoder", "queue"))
+                lines.append(_row("while it starts, all weights being whole", start / 2**30))
+                lines.append(_row("needed: the larger of the two", max(total, start) / 2**30))
         return lines
 
     def _queue_lines(self) -> list[str]:
@@ -175,18 +179,24 @@ class Plan:
         return [*lines, _row("sum", sum(message.bytes for message in sent) / 1e9)]
 
     def _time(self) -> list[str]:
-        planning, seconds = self.recipe.planning, self.seconds()
+        planning, parts = self.recipe.planning, self.seconds()
+        seconds = sum(parts.values())
         days = seconds * self.recipe.steps / 86_400
         network = f"{planning.gbytes:g} GB/s sent" if planning.gbytes else "sending not counted"
-        speed = f"{planning.tflops:g} TFLOP/s a GPU, {network} (*)"
+        memory = f"{planning.memory_gbytes:g} GB/s of its memory"
+        memory += ", AdamW on the machine not counted" if self.placement.offloaded else ""
+        speed = f"{planning.tflops:g} TFLOP/s a GPU, {network}, {memory} (*)"
+        split = ", ".join(f"{name} {value:,.3f} s" for name, value in parts.items())
         return [
             "",
             f"Arithmetic of a step: {self.operations() / 1e12:,.3f} TFLOP a GPU",
-            f"Time: {seconds:,.3f} s a step, {days:,.1f} days for {self.recipe.steps:,} steps, at {speed}",
+            f"Time: at least {seconds:,.3f} s a step, {days:,.1f} days for {self.recipe.steps:,} steps: {split}",
+            f"      at {speed}",
             "",
             "(*) is an estimate: lengths are means of what the recipe allows; activations and scores were measured on",
             "a narrow copy of the model on this CPU and scaled up, a GPU's attention keeps less; the allocator's waste",
-            "and the CUDA context come on top. The speed is a setting: planning.tflops, planning.gbytes.",
+            "and the CUDA context come on top. Speeds are settings, planning.tflops, .gbytes and .memory_gbytes;",
+            "waiting for data, evaluating and saving are not counted.",
         ]
 
 

@@ -35,7 +35,7 @@ _PANELS: dict[str, tuple[str, ...]] = {
     "Share of padding, had there been any": ("padding",),
     "Share of pairs that are not what the recipe asks": ("fallback",),
     "Memory, GiB": ("memory_gib", "gpu_memory_gib"),
-    "Steps skipped": ("skipped",),
+    "Steps skipped, and overflows of fp16 (dashed)": ("skipped", "overflows"),
 }
 _SHARES = ("accuracy",)  # their axis ends at 1
 _WIDE = 30.0  # times the smallest: from there on an axis is logarithmic

@@ -47,9 +47,17 @@ class BatchSettings:
         if left:
             product = f"batch.accumulation {self.accumulation} x {world_size} ranks"
             raise SettingsError(
-                f"batch.size {self.size} must be a multiple of {product}; change it or the number of ranks"
+                f"batch.size {self.size} must be a multiple of {product}; change it, or take "
+                f"{' or '.join(map(str, self._nearest(world_size)))} ranks"
             )
         return rows
+
+    def _nearest(self, world_size: int) -> list[int]:
+        """Numbers of ranks that divide a micro-batch: the next below, and the next above if there is one."""
+        pairs = self.size // self.accumulation
+        fewer = max(count for count in range(1, world_size) if not pairs % count)
+        more = next((count for count in range(world_size + 1, pairs + 1) if not pairs % count), None)
+        return [fewer] if more is None else [fewer, more]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,8 @@ class GuardSettings:
     """a loss this many standard deviations above the mean of the window counts as a leap; 0: none does"""
     window: int = 128
     """steps whose loss a leap is measured against; none is seen before there are so many"""
+    collapse: float = 0.1
+    """a line warns when the spread of queries or keys is under this share of its largest so far; 0: none does"""
     hang_seconds: float = 1800.0
     """a rank without a sign of life for so long says where it stands and ends; longer than a save; 0: waits for ever"""
 
@@ -90,6 +100,7 @@ class GuardSettings:
         settings.in_range("guard.skips", self.skips, 0, 1_000_000)
         settings.in_range("guard.spike_sigmas", self.spike_sigmas, 0, 1000)
         settings.in_range("guard.window", self.window, 2, 1_000_000)
+        settings.in_range("guard.collapse", self.collapse, 0, 1, high_open=True)
         settings.in_range("guard.hang_seconds", self.hang_seconds, 0, 1e7)
 
 
@@ -155,8 +166,10 @@ class PlanSettings:
     """how many GPUs, one rank each; 0: as many as this launch has ranks"""
     tflops: float = 150.0
     """10^12 operations a second that a GPU keeps up in the recipe's precision; half of an A100's peak in bf16 is 156"""
-    gbytes: float = 0.0
-    """10^9 bytes a second that a GPU sends to the others; 0 leaves sending out of the time"""
+    gbytes: float = 25.0
+    """10^9 bytes a second that a GPU sends to the others, 25 over a 200 Gbit/s network; 0 leaves sending out"""
+    memory_gbytes: float = 1500.0
+    """10^9 bytes a second that a GPU reads and writes in its memory, for the update; 1555 is an A100's peak"""
     tokens: float = 0.0
     """mean tokens of a text; 0: from the lengths in the recipe"""
     vocabulary: int = 250_002
@@ -166,6 +179,7 @@ class PlanSettings:
         settings.in_range("planning.gpus", self.gpus, 0, 1_000_000)
         settings.in_range("planning.tflops", self.tflops, 0, 1e6, low_open=True)
         settings.in_range("planning.gbytes", self.gbytes, 0, 1e6)
+        settings.in_range("planning.memory_gbytes", self.memory_gbytes, 0, 1e6, low_open=True)
         settings.in_range("planning.tokens", self.tokens, 0, 1e6)
         settings.in_range("planning.vocabulary", self.vocabulary, 1, 1e9)
 

@@ -26,10 +26,15 @@ from typing import Any
 from .. import artifact, settings
 from ..errors import McontrieverError, UsageError
 from . import metrics, state
+from .guards import BadStep
 from .signals import EXIT_CODE, SAME_SECONDS
 
 REPORT = "MCONTRIEVER_REPORT"  # the folder in which the ranks of a supervised job say how they ended; also the mark
 LONGEST_WAIT = 600.0
+_NOT_MENDED = {  # by a restart
+    UsageError.exit_code: "a restart cannot mend what it was given",
+    BadStep.exit_code: "a restart would come to the same end, see what it said above",
+}
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -81,8 +86,8 @@ def supervise(settings: SuperviseSettings) -> None:
             what = _in_words(ended, outcome)
             if signals.heard is not None:
                 raise GaveUp(f"told to end by {signals.heard.name}; the job {what}", _code(outcome))
-            if outcome == UsageError.exit_code:
-                raise GaveUp(f"the job {what}: a restart cannot mend what it was given", UsageError.exit_code)
+            if outcome in _NOT_MENDED:
+                raise GaveUp(f"the job {what}: {_NOT_MENDED[outcome]}", outcome)
             now = progress_of(run)
             failures = 0 if now > reached or starts == 1 else failures + 1
             reached = max(reached, now)
@@ -165,7 +170,7 @@ class Job:
     def said(self, name: str) -> Any:
         """What the ranks reported under a name: the worst of exit codes; None where none did."""
         told = [json.loads(path.read_text(encoding="utf-8")) for path in self._reports.glob(f"{name}-*")]
-        return max(told, key=lambda value: (value == UsageError.exit_code, value), default=None)
+        return max(told, key=lambda value: (value in _NOT_MENDED, value), default=None)
 
 
 class _Signals:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from .. import progress, ranks
+from .. import artifact, progress, ranks, settings
 from . import peak
 from .engine import Engine
 from .metrics import Metrics, cut
 from .settings import TrainSettings
 from .sinks import Fanout, Sink, open_sinks
 
+RECIPE = "recipe.toml"  # what the newest start of the run was asked for
 _SILENCE = 60.0  # seconds without a line of metrics after which the bar says where things stand
 
 
@@ -27,6 +28,7 @@ def watching(recipe: TrainSettings, config: Any, engine: Engine, done: int, devi
 
     def prepare() -> None:
         cut(output, done)
+        artifact.write_text(output / RECIPE, settings.dump(recipe))
         sinks.extend(open_sinks(recipe.logging, output, done, dataclasses.asdict(recipe)))
 
     ranks.on_main(prepare)
@@ -49,5 +51,6 @@ def watching(recipe: TrainSettings, config: Any, engine: Engine, done: int, devi
             work=work,
             peak=fastest,
             skips=lambda: engine.scale.skipped if engine.scale else 0,
+            collapse=recipe.guard.collapse,
             device=device,
         )

@@ -5,6 +5,7 @@ weights that all begin with and each engine's losses.
 """
 
 import json
+import os
 import pathlib
 import sys
 
@@ -78,3 +79,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # for the reason given in mcontriever/train.py

@@ -7,6 +7,7 @@ and, for MoCo, the queue to OUT/<case>.
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 
@@ -40,7 +41,7 @@ WAYS = {
     "tokens": {"batch": {"tokens": 50}},
     "accumulation": {"batch": {"accumulation": 4}},
     "dropout": {"model": {"dropout": 0.3}},
-    "margin": {"objective": {"loss": "margin", "margin": 3.0}},
+    "margin": {"objective": {"loss": "margin", "margin": 3.0, "temperature": ObjectiveSettings.temperature}},
 }
 
 
@@ -128,3 +129,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # for the reason given in mcontriever/train.py

@@ -5,21 +5,15 @@ losses 1e-5, weights 1e-4 relative (measured 1e-6 and 4e-6).
 """
 
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file
-
-from mcontriever.corpus import Tokenizer
 
 pytestmark = pytest.mark.slow
 
-WORKER = pathlib.Path(__file__).with_name("worker.py")
 HALF = ["bf16", "fp16"]
 STAGES = ["zero0", "zero1", "zero2", "zero2_offload", "zero3"]
 TWO_RANKS = [
@@ -38,28 +32,18 @@ CROSSED += ["zero1>zero3:moco:fp16", "zero3>plain:moco:fp16"]
 ONE_RANK = ["plain:moco", "plain:in_batch", "plain:moco:bf16"]
 
 
-def launch(folder, ranks, cases):
-    folder.mkdir(exist_ok=True)
-    sample = pathlib.Path(__file__).parents[2] / "mcontriever" / "sample" / "corpus.en.jsonl"
-    texts = [json.loads(line)["text"] for line in sample.read_text(encoding="utf-8").splitlines()]
-    Tokenizer.train(texts, 300).save(folder / "tokenizer")
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = (starter if ranks > 1 else [sys.executable]) + [str(WORKER), str(folder), ",".join(cases)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
+def start(folder, ranks, cases):
+    return launch(folder, "worker.py", ranks, ",".join(cases))
 
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
-    return launch(tmp_path_factory.mktemp("engines") / "one", 1, ONE_RANK)
+    return start(tmp_path_factory.mktemp("engines") / "one", 1, ONE_RANK)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    return launch(tmp_path_factory.mktemp("engines") / "two", 2, TWO_RANKS + CROSSED + SHAPED)
+    return start(tmp_path_factory.mktemp("engines") / "two", 2, TWO_RANKS + CROSSED + SHAPED)
 
 
 def results(folder, case):
@@ -157,7 +141,7 @@ def test_a_state_goes_on_in_another_engine(two_ranks, case):
 def test_a_state_of_two_ranks_goes_on_in_one(two_ranks, tmp_path):
     brought = tmp_path / "one" / "plain-moco" / "from"
     shutil.copytree(two_ranks / "zero3-moco", brought)
-    launch(tmp_path / "one", 1, ["plain:moco"])
+    start(tmp_path / "one", 1, ["plain:moco"])
     for name, want in tensors(two_ranks, "zero3:moco", "weights").items():
         have = tensors(tmp_path / "one", "plain:moco", "resumed")[name]
         torch.testing.assert_close(have, want, rtol=1e-4, atol=2e-5)

@@ -18,14 +18,13 @@ import time
 import fault_worker
 import pytest
 import torch
+from launching import ROOT, make_recipe
 from safetensors.torch import load_file
 
-from mcontriever.corpus import PrepareSettings, prepare
 from mcontriever.training import state
 
 pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).parents[2]
 ENGINES = ["plain", "zero0", "zero1", "zero2", "zero2_offload", "zero3"]
 STEPS = 12
 RECIPE = """
@@ -71,14 +70,7 @@ def forks():
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    place = tmp_path_factory.mktemp("faults")
-    (place / "corpus").mkdir()
-    for language in ("en", "sw"):
-        lines = (ROOT / "mcontriever" / "sample" / f"corpus.{language}.jsonl").read_text(encoding="utf-8").splitlines()
-        (place / "corpus" / f"corpus.{language}.jsonl").write_text("\n".join(lines[:24]) + "\n", encoding="utf-8")
-    prepare(PrepareSettings(corpus=str(place / "corpus"), out=str(place / "shards"), vocab_size=200))
-    (place / "recipe.toml").write_text(RECIPE.format(shards=place / "shards", steps=STEPS))
-    return place / "recipe.toml"
+    return make_recipe(tmp_path_factory.mktemp("faults"), RECIPE, "en", "sw", steps=STEPS)
 
 
 @dataclasses.dataclass
@@ -200,11 +192,13 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(engine, whole, run, request):
                 one.wait_for_steps(job, chance.randrange(STEPS - saved))  # by the clock, most would strike at the start
                 time.sleep(chance.uniform(0, 0.1))
                 alive = [rank.is_alive() for rank in job]
+                assert all(rank.exitcode in (None, 0) for rank in job), one.said()
                 chance.shuffle(job)
                 kill(job, gap=chance.choice([0, 0, 0.02]))
                 survived += all(alive)
             else:
                 codes = one.ends(("write", chance.randint(1, 57), chance.random()))
+                assert codes == [0, 0] or -signal.SIGKILL in codes, one.said()  # else it would be tried for ever
                 survived += -signal.SIGKILL in codes
             ended = (one.output / "model").exists()
             where.append(max((step for step, _ in state.states(one.output)), default=0))

@@ -5,37 +5,18 @@ same moment: it must not be below what was there, nor more than 25 % above (meas
 """
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
-
-from mcontriever.corpus import Tokenizer
+from launching import launch
 
 pytestmark = pytest.mark.slow
 
-WORKER = pathlib.Path(__file__).with_name("plan_worker.py")
 ENGINES = ["plain", "zero0", "zero1", "zero2", "zero2_offload", "zero3"]
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("plan")
-    sample = pathlib.Path(__file__).parents[2] / "mcontriever" / "sample" / "corpus.en.jsonl"
-    texts = [json.loads(line)["text"] for line in sample.read_text(encoding="utf-8").splitlines()]
-    Tokenizer.train(texts, 300).save(folder / "tokenizer")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
-    done = subprocess.run(
-        [*command, str(folder), ",".join(ENGINES)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    folder = launch(tmp_path_factory.mktemp("plan"), "plan_worker.py", 2, ",".join(ENGINES), timeout=300)
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in ENGINES}
 
 

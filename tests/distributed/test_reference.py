@@ -8,25 +8,18 @@ initial weights and the batches.
 import copy
 import json
 import math
-import os
-import pathlib
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from mcontriever.corpus import Tokenizer
-
 pytestmark = pytest.mark.slow
 
-WORKER = pathlib.Path(__file__).with_name("reference_worker.py")
-SAMPLE = pathlib.Path(__file__).parents[2] / "mcontriever" / "sample" / "corpus.en.jsonl"
 ENGINES = ["plain", "zero0", "zero1", "zero2", "zero2_offload", "zero3"]
-STEPS, BATCH, VOCABULARY = 100, 8, 300
+STEPS, BATCH = 100, 8
 NUMBERS = {
     "model": {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "max_positions": 40},
     # Scores lie around 30. Divided by 0.5 instead, the logits' own rounding grows to 1e-4 by step 40, on both sides:
@@ -122,17 +115,9 @@ class Reference:
 def folder(tmp_path_factory):
     """What two real ranks left, engine by engine."""
     folder = tmp_path_factory.mktemp("reference")
-    texts = [json.loads(line)["text"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
-    Tokenizer.train(texts, VOCABULARY).save(folder / "tokenizer")
     (folder / "numbers.json").write_text(json.dumps(NUMBERS))
     (folder / "batches.json").write_text(json.dumps(make_batches()))
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*starter, str(WORKER), str(folder), ",".join(ENGINES)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
+    return launch(folder, "reference_worker.py", 2, ",".join(ENGINES))
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,13 @@ moment after the first step, which every engine gives in full; it is compared by
 
 import json
 import math
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from launching import launch
 from safetensors.torch import load_file
-
-from mcontriever.corpus import Tokenizer
 
 pytestmark = pytest.mark.slow
 
-WORKER = pathlib.Path(__file__).with_name("step_worker.py")
-SAMPLE = pathlib.Path(__file__).parents[2] / "mcontriever" / "sample" / "corpus.en.jsonl"
 ENGINES = ["plain", "zero0", "zero1", "zero2", "zero2_offload", "zero3"]
 CLOSE = 2e-6  # measured 2e-7 (moco), 7e-7 (in_batch, with the cache and without), 1.1e-6 (margin), all fp32 rounding
 # cut in some way, over two ranks, and what it must equal: whole, in one process, by the plain engine
@@ -45,27 +38,19 @@ DROPOUT = {
 ONE_RANK = [*sorted(set(CUT.values())), "plain:cached:tokens", "plain:moco:tokens"]
 
 
-def launch(folder, ranks, cases):
-    texts = [json.loads(line)["text"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
-    Tokenizer.train(texts, 300).save(folder / "tokenizer")
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = (starter if ranks > 1 else [sys.executable]) + [str(WORKER), str(folder), ",".join(cases)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
+def start(folder, ranks, cases):
+    return launch(folder, "step_worker.py", ranks, ",".join(cases))
 
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
-    return launch(tmp_path_factory.mktemp("one"), 1, ONE_RANK)
+    return start(tmp_path_factory.mktemp("one"), 1, ONE_RANK)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     others = ["plain:in_batch:accumulation", "plain:moco:tokens:dropout"]
-    return launch(tmp_path_factory.mktemp("two"), 2, [*CUT, *DROPOUT, *set(DROPOUT.values()), *others])
+    return start(tmp_path_factory.mktemp("two"), 2, [*CUT, *DROPOUT, *set(DROPOUT.values()), *others])
 
 
 def told(folder, case):

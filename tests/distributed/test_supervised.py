@@ -8,15 +8,14 @@ import sys
 import time
 
 import pytest
+from launching import ROOT, make_recipe
 from safetensors.torch import load_file
 from torch import equal
 
-from mcontriever.corpus import PrepareSettings, prepare
 from mcontriever.training import metrics, state
 
 pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = [str(ROOT / "mcontriever" / "train.py")]
 ZERO = ["--deepspeed_config", str(ROOT / "ds_configs" / "zero1.json")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -52,13 +51,7 @@ every = 1000
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    place = tmp_path_factory.mktemp("supervised")
-    (place / "corpus").mkdir()
-    lines = (ROOT / "mcontriever" / "sample" / "corpus.en.jsonl").read_text(encoding="utf-8").splitlines()
-    (place / "corpus" / "corpus.en.jsonl").write_text("\n".join(lines[:24]) + "\n", encoding="utf-8")
-    prepare(PrepareSettings(corpus=str(place / "corpus"), out=str(place / "shards"), vocab_size=200))
-    (place / "recipe.toml").write_text(RECIPE.format(shards=place / "shards", steps=STEPS))
-    return place / "recipe.toml"
+    return make_recipe(tmp_path_factory.mktemp("supervised"), RECIPE, "en", steps=STEPS)
 
 
 def start(launcher, recipe, output, *options):
@@ -148,9 +141,16 @@ def rank_of(output, number):
     raise AssertionError("no such rank")
 
 
-def test_supervised_a_wrong_recipe_is_not_tried_again(recipe, tmp_path):
-    process = start([*SUPERVISE, *TORCHRUN], recipe, tmp_path / "run", "--optim.lrr", "1")
+LEAP = ["--guard.spike_sigmas", "0.01", "--guard.window", "2"]  # which any loss soon makes
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "why"),
+    [(["--optim.lrr", "1"], 2, "cannot mend what it was given"), (LEAP, 65, "would come to the same end")],
+)
+def test_supervised_what_a_restart_does_not_mend_is_not_tried_again(recipe, tmp_path, options, code, why):
+    process = start([*SUPERVISE, *TORCHRUN], recipe, tmp_path / "run", *options)
     said = ended(process)
-    assert process.returncode == 2, said
-    assert "a restart cannot mend what it was given" in said
+    assert process.returncode == code, said
+    assert f"a restart {why}" in said
     assert "starting again" not in said

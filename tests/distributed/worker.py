@@ -10,6 +10,7 @@ writes losses, gradient norms and final weights to OUT/<case>.
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 
@@ -187,3 +188,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # for the reason given in mcontriever/train.py

@@ -234,13 +234,29 @@ def test_margin_over_a_queue_equals_margin_over_key_and_queue():
     [
         ({"label_smoothing": 1.0}, "objective.label_smoothing must lie in [0, 1), got 1.0"),
         ({"margin": -0.1, "loss": "margin"}, "objective.margin must lie in [0, 1000000], got -0.1"),
-        ({"loss": "margin", "label_smoothing": 0.1}, "objective.label_smoothing is for loss = 'info_nce'"),
-        ({"gradient_cache": True}, "objective.gradient_cache is for kind = 'in_batch', got kind = 'moco'"),
-        ({"kind": "in_batch", "key_dropout": True}, "objective.key_dropout is for kind = 'moco'"),
-        ({"kind": "in_batch", "warm_start": True}, "objective.warm_start is for kind = 'moco'"),
+        (
+            {"loss": "margin", "label_smoothing": 0.1},
+            "objective.label_smoothing is only for objective.loss = 'info_nce'",
+        ),
+        (
+            {"gradient_cache": True},
+            "is only for objective.kind = 'in_batch', got kind = 'moco'; leave it out or set it to False",
+        ),
+        ({"kind": "in_batch", "key_dropout": True}, "objective.key_dropout is only for objective.kind = 'moco'"),
+        ({"kind": "in_batch", "warm_start": True}, "objective.warm_start is only for objective.kind = 'moco'"),
+        ({"loss": "margin", "temperature": 0.1}, "objective.temperature is only for objective.loss = 'info_nce'"),
+        ({"margin": 2.0}, "objective.margin is only for objective.loss = 'margin'"),
+        ({"margin_over": "hardest"}, "objective.margin_over is only for objective.loss = 'margin'"),
     ],
 )
 def test_settings_that_would_do_nothing_or_harm_are_refused(given, words):
     with pytest.raises(SettingsError) as caught:
         ObjectiveSettings(**given)
     assert words in str(caught.value)
+
+
+def test_a_queue_without_moco_is_told_not_refused():
+    assert ObjectiveSettings(kind="in_batch", queue_size=7, momentum=0.9).ignored == (
+        "objective.queue_size and objective.momentum ignored, only for objective.kind = 'moco'"
+    )
+    assert ObjectiveSettings(kind="in_batch").ignored == ObjectiveSettings(queue_size=7).ignored == ""

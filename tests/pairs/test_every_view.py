@@ -56,8 +56,11 @@ def rows(batch):
     return list(zip(*views, batch.group.tolist(), batch.language.tolist(), strict=True))
 
 
+WITHOUT_SW = {"en": 1.0, "sw": 0.0, "th": 0.4}
 NOISES = st.sampled_from([{}, {"delete": 0.3}, {"delete": 0.1, "replace": 0.1, "mask": 0.1, "shuffle": 0.2}])
-MIXES = st.sampled_from([{}, {"exponent": 0.7}, {"weights": {"en": 1.0, "sw": 5.0, "th": 0.1}}, {"unmixed": True}])
+MIXES = st.sampled_from(
+    [{}, {"exponent": 0.7}, {"weights": {"en": 1.0, "sw": 5.0, "th": 0.1}}, {"unmixed": True}, {"weights": WITHOUT_SW}]
+)
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -70,7 +73,8 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(shards, view, step, world,
         changes["window_borders"] = data.draw(st.sampled_from(["document", "corpus"]))
     if "unmixed" in changes:
         changes["window"] = 16  # so that each language has a batch of windows
-        changes["salient_length"] = 8
+        if view == "salient":
+            changes["salient_length"] = 8
     whole = rows(pairs(shards, seed, ahead=1, **changes).batch(step, np.arange(batch), batch))
     for rank in range(world):
         resumed = pairs(shards, seed, ahead=data.draw(st.sampled_from([1, 8, 20, 64])), **changes)
@@ -83,7 +87,11 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(shards, view, step, world,
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("unmixed", [False, True])
 def test_every_window_comes_once_an_epoch_and_views_stay_in_their_document(shards, view, unmixed):
-    changes = {"window": 16, "salient_length": 8, "view": view, "unmixed": unmixed, "crop_min": 1.0, "crop_max": 1.0}
+    changes = {"window": 16, "view": view, "unmixed": unmixed, "crop_min": 1.0, "crop_max": 1.0}
+    if view == "salient":
+        changes["salient_length"] = 8
+    if view == "neighbour":
+        changes |= {"crop_min": 0.5, "crop_max": 0.5}
     made = pairs(shards, **changes)
     batch, counts = 4, np.zeros(3, dtype=int)
     seen = {language: [] for language in range(3)}
@@ -142,9 +150,36 @@ def test_weights_must_name_the_languages_of_the_shards(shards):
 def test_weights_are_read_from_a_recipe(tmp_path):
     (tmp_path / "r.toml").write_text("[weights]\nen = 2\nsw = 0.5\n")
     assert build(UnlabelledSettings, tmp_path / "r.toml").weights == {"en": 2.0, "sw": 0.5}
-    (tmp_path / "r.toml").write_text("weights = {en = 0.0}\n")
-    with pytest.raises(SettingsError, match=r"weights\.en must lie in \(0, 1000000000\]"):
+    (tmp_path / "r.toml").write_text("weights = {en = -1.0}\n")
+    with pytest.raises(SettingsError, match=r"weights\.en must lie in \[0, 1000000000\]"):
         build(UnlabelledSettings, tmp_path / "r.toml")
+
+
+@pytest.mark.parametrize("unmixed", [False, True])
+def test_a_language_of_weight_0_is_left_out_and_told(tmp_path, unmixed):
+    some = make(tmp_path, {"en": [200, 64], "sw": [4], "th": [130, 18]})  # not a window for this view in Swahili
+    with pytest.raises(DataError, match=r"'sw' has no document over 4 tokens, .*leave it out \(unlabelled.weights 0,"):
+        pairs(some, view="ict", window=16)
+    made = pairs(some, view="ict", window=16, weights=WITHOUT_SW, unmixed=unmixed)
+    assert made.left_out() == "left out by unlabelled.weights 0: sw"
+    assert made.total == made.windows[0] + made.windows[2] == 28
+    made.require(10)
+    with patch.object(made._windows, "locate", wraps=made._windows.locate) as located:
+        counts = sum(np.bincount(made.batch(step, np.arange(5), 5).language, minlength=3) for step in range(200))
+    assert counts[1] == 0
+    assert counts[0] / counts[2] == pytest.approx(2.5, rel=0.2)
+    drawn = np.concatenate([np.stack(call.args[:2], axis=1) for call in located.call_args_list])
+    for language in (0, 2):
+        seen, size = drawn[drawn[:, 0] == language, 1], made.windows[language]
+        for epoch in range(len(seen) // size):
+            assert sorted(seen[epoch * size : (epoch + 1) * size].tolist()) == list(range(size))
+
+
+@pytest.mark.parametrize("view", ["spans", "salient"])
+def test_statistics_do_not_need_a_language_that_is_left_out(tmp_path, view):
+    some = make(tmp_path, {"en": [200, 64], "sw": [4], "th": [130, 18]})
+    counts = pairs(some, view=view, weights=WITHOUT_SW).batch(0, np.arange(40), 40).language_counts()
+    assert counts.keys() == {"en", "th"}
 
 
 def test_batches_of_one_language_need_enough_of_each(shards):
@@ -172,6 +207,16 @@ def test_an_empty_language_is_an_error(tmp_path):
         ({"weights": {"en": 1.0}, "exponent": 0.5}, "give unlabelled.weights or unlabelled.exponent"),
         ({"view": "title", "window_borders": "corpus"}, "need whole documents"),
         ({"comparable": 0.5, "window_borders": "corpus"}, "need whole documents"),
+        (
+            {"view": "neighbour", "crop_max": 0.7},
+            "crop_max must be at most 0.5 with unlabelled.view neighbour.*got 0.7",
+        ),
+        ({"ict_keep": 0.5}, "ict_keep is only for unlabelled.view = 'ict' or 'salient', got view = 'crop'"),
+        ({"view": "ict", "span_keep": 0.1}, "span_keep is only for unlabelled.view = 'spans'"),
+        ({"view": "spans", "salient_length": 8}, "salient_length is only for .*leave it out or set it to 16"),
+        ({"salience": "some/model"}, "salience is only for unlabelled.view = 'salient'"),
+        ({"view": "salient", "salience": ""}, "salience is empty; give bm25, or a checkpoint"),
+        ({"weights": {"en": 0.0, "sw": 0.0}}, "weights are all 0"),
         ({"view": "ict", "comparable": 0.5}, "comparable goes with view crop, got view ict"),
     ],
 )

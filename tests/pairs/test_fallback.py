@@ -130,3 +130,40 @@ def test_aligned_sentences_are_crops_of_a_whole_document_from_two_languages(tmp_
         for other, same in sentences
         if same == article and (one != other or article == 8)
     }
+
+
+def test_the_title_is_the_query_and_the_passage_comes_after_it(tmp_path, tokenizer):
+    long = " ".join(["coffee"] * 90)
+    texts = {
+        "tea milk\n" + PLAIN: 2,  # no sentence ends here, and none need
+        "milk\n" + GOOD["title"]: 1,  # not the first sentence
+        GOOD["title"]: 0,
+        BAD["title"]: 0,
+        long + "\n" + PLAIN: 90,
+        "bread tea\n" + PLAIN * 30: 2,  # several windows
+    }
+    for name, titles in (("old", None), ("new", list(texts.values()))):
+        with writing(tmp_path / name, "token shards") as draft:
+            with LanguageWriter(draft.folder, "en", tokenizer.vocab_size) as writer:
+                writer.append(tokenizer.encode(list(texts)), [-1] * len(texts))
+            if titles:
+                np.save(draft.folder / "titles.en.npy", np.array(titles, np.uint32))
+            tokenizer.save(draft.folder / "tokenizer")
+            facts = {"vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.fingerprint, "articles": 0}
+            draft.meta |= {"languages": ["en"], **facts}
+    rows = [row.tolist() for row in tokenizer.encode(list(texts))]
+    expected = [rows[0][:2], rows[1][:1], rows[2][:5], rows[3][:60], rows[4][:60], rows[5][:2]]
+    batch = pairs(Shards.open(tmp_path / "new"), view="title").batch(0, np.arange(400), 400)
+    starts = {group: set() for group in range(6)}
+    for query, passage, group, cut in zip(
+        batch.query.split(), batch.passage.split(), batch.group.tolist(), batch.fallback.tolist(), strict=True
+    ):
+        assert query.tolist()[1:-1] == expected[group]
+        assert cut == (group in (3, 4))
+        found, rest = passage.tolist()[1:-1], rows[group][len(expected[group]) :]
+        places = [place for place in range(len(rest)) if rest[place : place + len(found)] == found]
+        assert places
+        starts[group].add(places[0])
+    assert all(0 in places and len(places) > 2 for group, places in starts.items() if group < 3)
+    old = pairs(Shards.open(tmp_path / "old"), view="title").batch(0, np.arange(400), 400)
+    assert {group for group, cut in zip(old.group.tolist(), old.fallback.tolist(), strict=True) if cut} == {0, 3, 4, 5}

@@ -71,6 +71,17 @@ def test_long_texts_are_cut(tmp_path, tokenizer):
     assert batch.passage.lengths.tolist() == [9]
 
 
+def test_what_is_cut_is_told(tmp_path, tokenizer):
+    rows = [{"query": "thing", "positive": {"text": "thing " * times}} for times in (1, 1, 50)]
+    path = str(lines(tmp_path / "p.jsonl", rows))
+    fits = len(tokenizer.encode(["thing"])[0]) + 2
+    made = LabelledPairs(LabelledSettings(file=path, query_max_length=fits, passage_max_length=fits + 1), tokenizer, 0)
+    assert made.cut() == f"labelled.passage_max_length {fits + 1} cuts off the end of 1 of 3 passages"
+    made = LabelledPairs(LabelledSettings(file=path, query_max_length=fits - 1), tokenizer, 0)
+    assert made.cut().startswith(f"labelled.query_max_length {fits - 1} cuts off the end of 3 of 3 queries; labelled.")
+    assert labelled(lines(tmp_path / "q.jsonl", rows[:2]), tokenizer).cut() == ""
+
+
 def test_groups_join_what_shares_a_passage_or_a_query():
     def example(query, topic):
         return Example(query, "", "text", topic, "en")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcontriever.pairs.counter import below, streams, uniform, words, words_along
-from mcontriever.pairs.mixture import Mixture, permute, quotas
+from mcontriever.pairs.mixture import Mixture, permute, quotas, share_out
 
 SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=6)
 SEEDS = st.integers(-(2**40), 2**70)
@@ -101,6 +101,19 @@ def test_quotas_are_within_one_of_exact(sizes, exponent, block):
     assert counts.min() >= 1
     if exact.min() >= 1:
         assert np.abs(counts - exact).max() < 1 + 1e-6
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-9, 0.3, 1.0, 7.0]), min_size=1, max_size=8).filter(any), st.integers(8, 5000))
+@quick
+def test_shares_are_0_for_weight_0_alone(weights, block):
+    counts = share_out(weights, block)
+    assert counts.sum() == block
+    assert [bool(count) for count in counts] == [weight > 0 for weight in weights]
+
+
+def test_equal_weights_beside_a_0_are_exactly_equal():
+    mixture = Mixture([5, 5, 5, 5], 0.0, 1, weights=[1.0, 0.0, 1.0, 1.0])
+    assert mixture.quotas.tolist() == [1366, 0, 1366, 1366]
 
 
 def test_seeds_give_different_orders():

@@ -6,7 +6,7 @@ import torch
 
 from mcontriever.artifact import writing
 from mcontriever.corpus import LanguageWriter, Shards, Tokenizer
-from mcontriever.pairs import UnlabelledPairs, UnlabelledSettings
+from mcontriever.pairs import UnlabelledPairs, UnlabelledSettings, unlabelled
 from mcontriever.pairs.salience import EncoderSalience, Statistics
 from mcontriever.pairs.windows import Windows
 
@@ -46,14 +46,38 @@ def test_statistics_are_bm25_a_token(shards):
             assert scores[row, column] == pytest.approx(np.mean(weights), abs=1e-5)
 
 
-def test_the_encoder_compares_spans_with_their_windows():
+@pytest.mark.parametrize(("batch_tokens", "most"), [(1, 6), (8, 13), (100, 100)])
+def test_the_encoder_compares_spans_with_their_windows(batch_tokens, most):
+    given = []
+
     def embed(packed):
+        given.append(len(packed.ids))
         return torch.stack([torch.bincount(row, minlength=12).float() for row in packed.split()])
 
-    scorer = EncoderSalience(embed, bos=0, eos=2, max_length=10)
+    scorer = EncoderSalience(embed, bos=0, eos=2, batch_tokens=batch_tokens)
     tokens, sizes = np.array([5, 5, 6, 7, 8, 8, 8, 9]), np.array([4, 4])
     scores = scorer(tokens, sizes, np.zeros(2), np.array([[0, 2], [0, 3]]), np.array([[2, 2], [3, 1]]))
     assert scores.tolist() == [[2 * 2 + 2, 1 + 1 + 2], [3 * 3 + 2, 1 + 2]]
+    assert sum(given) == 8 + 8 + 6 * 2
+    assert max(given) <= most
+    assert (len(given) == 1) == (batch_tokens == 100)
+
+
+def test_a_scorer_is_asked_for_several_small_steps_at_once_and_changes_nothing_by_it(shards, monkeypatch):
+    calls = []
+
+    def embed(packed):
+        calls.append(len(packed))
+        return torch.stack([torch.bincount(row, minlength=35).float() for row in packed.split()])
+
+    settings = UnlabelledSettings(view="salient", window=64, salient_length=6)
+    drawn = []
+    for ahead in (1, 64):
+        monkeypatch.setattr(unlabelled, "_AHEAD_SCORED", ahead)
+        made = UnlabelledPairs(shards, settings, 1, scorer=EncoderSalience(embed, 0, 2))
+        drawn.append([made.batch(step, np.arange(4), 4).query.ids.tolist() for step in range(8)])
+    assert drawn[0] == drawn[1]
+    assert calls == [4 * 17] * 8 + [64 * 17]
 
 
 @pytest.mark.parametrize("handed_in", [False, True])

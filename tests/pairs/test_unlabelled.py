@@ -137,6 +137,18 @@ def test_comparable_pairs_come_from_another_version_of_the_article(shards):
     }
 
 
+def test_a_language_that_is_left_out_gives_no_passage_either(shards):
+    made = pairs(shards, comparable=1.0, weights={"en": 1.0, "sw": 1.0, "ja": 0.0})
+    batch = made.batch(0, np.arange(500), 500)
+    sources = {
+        (source(query)[0], source(passage)[0])
+        for query, passage in zip(rows_of(batch.query), rows_of(batch.passage), strict=True)
+    }
+    assert sources == {("en", "sw"), ("sw", "en"), ("en", "en"), ("sw", "sw")}  # alone: no other version
+    with pytest.raises(DataError, match="no article is there in two languages"):
+        pairs(shards, comparable=1.0, weights={"en": 1.0, "sw": 0.0, "ja": 0.0})
+
+
 def equal(first, second):
     for one, other in ((first.query, second.query), (first.passage, second.passage)):
         torch.testing.assert_close(one.ids, other.ids, rtol=0, atol=0)

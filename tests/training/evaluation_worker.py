@@ -3,6 +3,7 @@
 An ENGINE is `plain` or the name of a file in ds_configs. One launch serves them all: the ranks stay together.
 """
 
+import os
 import pathlib
 import sys
 
@@ -51,3 +52,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # for the reason given in mcontriever/train.py

@@ -60,6 +60,9 @@ def test_shards_of_another_tokenizer(recipe, shards, tmp_path, never_a_step):
     settings = recipe(other, tmp_path / "run", init=str(start))
     with pytest.raises(ArtifactError, match=r"tokenised with another tokenizer .*prepare the shards again"):
         train(settings)
+    chosen = UnlabelledSettings(shards=str(other), window=32, view="salient", salience=str(start))
+    with pytest.raises(ArtifactError, match=rf"tokenised with another tokenizer .*than {start} has"):
+        train(recipe(other, tmp_path / "run", unlabelled=chosen))
     assert never_a_step.steps == 1
 
 

@@ -129,6 +129,24 @@ def test_without_a_queue_there_is_no_key_encoder_and_without_a_measure_no_best(r
         exported(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("every", "first"), [(3, 3), (1000, 6)])
+def test_a_run_without_a_state_yet_says_when_one_comes(recipe, shards, tmp_path, monkeypatch, every, first):
+    output, real = tmp_path / "run", loop.train_step
+    monkeypatch.setattr(
+        loop, "train_step", lambda *arguments: (_ask(output, tmp_path / "out", first), real(*arguments))[1]
+    )
+    train(recipe(shards, output, steps=6, saving=SavingSettings(every=every)))
+    assert state.states(output)
+
+
+def _ask(output, out, first):
+    if not state.states(output):
+        with pytest.raises(
+            ArtifactError, match=rf"no state saved yet; the first comes at step {first} \(saving.every\)"
+        ):
+            exported(output, out)
+
+
 def test_a_state_of_a_better_evaluation_is_saved_out_of_turn_and_kept(recipe, shards, tmp_path, monkeypatch):
     values = {1: 0.1, 3: 0.9, 4: 0.2, 5: 0.5}
 

@@ -52,7 +52,9 @@ def test_without_sigmas_no_loss_leaps(recipe, tmp_path, monkeypatch):
 def test_a_loss_that_is_no_number_is_refused_before_the_update(recipe, tmp_path, monkeypatch, loss):
     guard = watching(recipe, tmp_path, monkeypatch)
     assert not guard.accepts(torch.tensor(loss))
-    with pytest.raises(McontrieverError, match=rf"the loss became {loss} at step 4; .* its batch is in its folder"):
+    with pytest.raises(
+        McontrieverError, match=rf"became {loss} at step 4; .* is in its folder. Go on in this --output"
+    ):
         guard.passes(4, told(loss, NAN))
 
 
@@ -96,9 +98,14 @@ def poison(monkeypatch, at, what):
 def test_a_stop_writes_out_the_batch_and_saves_nothing(recipe, shards, tmp_path, monkeypatch, what):
     poison(monkeypatch, 4, what)
     said = "loss became nan" if what == "loss" else "gradient's norm became nan"
-    with pytest.raises(McontrieverError, match=rf"the {said} at step 4; .* its batch is in .*bad-batch-00000004"):
+    with pytest.raises(
+        McontrieverError, match=rf"the {said} at step 4; .* its batch is in .*bad-batch-00000004"
+    ) as stopped:
         train(recipe(shards, tmp_path / "run"))
+    assert stopped.value.exit_code == 65
     assert [path.name for path in (tmp_path / "run").glob("state-*")] == ["state-00000002"]
+    again = dataclasses.replace(recipe(shards, tmp_path / "run"), guard=GuardSettings(on_nan="skip"))
+    assert train(again).is_dir(), "the same --output goes on, as the message says"
     found = artifact.open_artifact(tmp_path / "run" / "bad-batch-00000004", guards.KIND)
     rows = [json.loads(line) for line in found.file("pairs.jsonl").read_text().splitlines()]
     assert [row["sample"] for row in rows] == list(range(8))
@@ -128,6 +135,7 @@ def test_a_skipped_step_leaves_everything_as_it_was_and_survives_a_resume(recipe
     assert any(not torch.equal(before[3][name], before[4][name]) for name in before[4])
     lines = {line["step"]: line for line in metrics.read(tmp_path / "run" / metrics.NAME)}
     assert [lines[step]["skipped"] for step in range(1, 7)] == [0, 0, 0, 1, 0, 0]
+    assert [step for step in lines if "fault" in lines[step]] == [4]
     expected = load_file(model / "model.safetensors")
 
     # the state after step 4 knows that the optimiser has taken three steps, not four

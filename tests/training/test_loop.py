@@ -1,21 +1,26 @@
 """A whole run in this process with the plain engine: ends, repeats, resumes, refuses."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mcontriever import encoder
 from mcontriever.corpus import PrepareSettings, prepare
+from mcontriever.encoder import ModelSettings
 from mcontriever.errors import ArtifactError, McontrieverError, SettingsError
 from mcontriever.objectives import ObjectiveSettings
 from mcontriever.pairs import LabelledSettings, UnlabelledSettings
-from mcontriever.training import BatchSettings, SavingSettings, TrainSettings, metrics, train
+from mcontriever.training import BatchSettings, SavingSettings, TrainSettings, metrics, opening, train
 from mcontriever.training import loop as loop_module
 from mcontriever.training.schedule import OptimSettings
+
+TINY = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 32, "dropout": 0.1}
 
 
 def test_a_run_leaves_a_checkpoint_that_knows_its_recipe(recipe, shards, tmp_path):
@@ -66,6 +71,53 @@ def test_what_is_left_out_and_what_falls_back_is_told(recipe, tmp_path, capsys):
     assert line["fallback"] == 1.0  # there is no end of a sentence in any of them
 
 
+def test_what_is_given_and_not_used_is_told_once(recipe, shards, tmp_path, capsys):
+    recipe_of = functools.partial(recipe, shards, steps=1, objective=ObjectiveSettings(kind="in_batch", queue_size=99))
+    view = UnlabelledSettings(shards=str(shards), window=64, weights={"en": 1.0, "sw": 0.0})
+    start = train(recipe_of(tmp_path / "pre", unlabelled=view))
+    said = capsys.readouterr().err
+    assert said.count("objective.queue_size ignored, only for objective.kind = 'moco'") == 1
+    assert said.count("left out by unlabelled.weights 0: sw; nothing is learnt from them") == 1
+    (line,) = metrics.read(tmp_path / "pre" / metrics.NAME)
+    assert line["languages"] == {"en": 8}
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"query": f"river {number}", "positive": {"text": f"lake {number} " * 20}} for number in range(8)]
+    pairs.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    labelled = LabelledSettings(file=str(pairs), passage_max_length=16)
+    train(recipe_of(tmp_path / "fine", unlabelled=UnlabelledSettings(), labelled=labelled, init=str(start)))
+    said = capsys.readouterr().err
+    assert said.count("labelled.passage_max_length 16 cuts off the end of 8 of 8 passages") == 1
+
+
+def test_a_frozen_checkpoint_chooses_salient_spans(recipe, shards, tmp_path, monkeypatch):
+    judges = [train(recipe(shards, tmp_path / f"judge{seed}", seed=seed, steps=1)) for seed in (1, 2)]
+    settings = {"shards": str(shards), "window": 32, "view": "salient"}
+    by_counts = recipe(shards, tmp_path / "counts", unlabelled=UnlabelledSettings(**settings), steps=2)
+    asked = dataclasses.replace(
+        by_counts, output=str(tmp_path / "run"), unlabelled=UnlabelledSettings(**settings, salience=str(judges[0]))
+    )
+    queries = []
+    for settings_of_run in (by_counts, asked):
+        opened = opening.open_shards(settings_of_run)
+        made = opening.open_pairs(settings_of_run, opening.initial_encoder(settings_of_run, opened), opened)
+        queries.append(made.batch(0, np.arange(8), 8).query)
+    assert not torch.equal(queries[0].ids, queries[1].ids)
+    train(asked)
+    moved = tmp_path / "moved"
+    shutil.move(judges[0], moved)
+    same = dataclasses.replace(asked, unlabelled=dataclasses.replace(asked.unlabelled, salience=str(moved)))
+    assert train(same) == tmp_path / "run" / "model"
+    other = dataclasses.replace(asked, unlabelled=dataclasses.replace(asked.unlabelled, salience=str(judges[1])))
+    with pytest.raises(SettingsError, match=r"was trained other content of unlabelled.salience = \w+…, it is \w+… now"):
+        train(other)
+    wide = UnlabelledSettings(**settings | {"window": 64}, salience=str(moved), crop_max=0.5)
+    bigger = recipe(shards, tmp_path / "wide", unlabelled=wide, model=ModelSettings(max_positions=130, **TINY))
+    with pytest.raises(
+        SettingsError, match=r"unlabelled.window with bos and eos is 66 tokens, unlabelled.salience \S+"
+    ):
+        train(bigger)
+
+
 @pytest.mark.parametrize("harmed", ["weights.safetensors", "manifest.json"])
 def test_a_damaged_state_is_named_and_the_one_before_it_taken(recipe, shards, tmp_path, capsys, harmed):
     run = tmp_path / "run"
@@ -94,6 +146,12 @@ def test_a_second_run_over_the_first_does_nothing_and_another_recipe_is_refused(
     other = dataclasses.replace(first, optim=OptimSettings(lr=2e-3, warmup=2))
     with pytest.raises(SettingsError, match=r"was trained with optim.lr = 0.001, it is 0.002 now"):
         train(other)
+    longer = dataclasses.replace(first, steps=12)
+    with pytest.raises(SettingsError, match=rf"a run of 6 steps, 12 are asked for.*another --output: --init {model}$"):
+        train(longer)
+    shutil.rmtree(model)
+    with pytest.raises(SettingsError, match=r"mcontriever export .*/state-00000006 OUT and --init OUT$"):
+        train(longer)
 
 
 def test_fine_tuning_starts_from_a_checkpoint_and_learns(recipe, shards, words, tmp_path):

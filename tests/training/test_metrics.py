@@ -73,6 +73,7 @@ def test_a_line_is_the_means_the_sums_and_the_rates_of_its_steps(tmp_path):
     assert 0.01 < memory < 100
     assert line == {
         "step": 2,
+        "steps": 2,
         "loss": 2.0,
         "accuracy": 0.5,
         "positive": 2.0,
@@ -82,6 +83,7 @@ def test_a_line_is_the_means_the_sums_and_the_rates_of_its_steps(tmp_path):
         "gradient_norm": 3.0,
         "padding": 0.25,
         "learning_rate": 0.5,
+        "overflows": 0,
         "skipped": 0,
         "languages": {"ar": 2, "en": 6},
         "seconds": 1.5,
@@ -108,7 +110,7 @@ def test_a_line_forgets_the_one_before_and_the_last_step_has_one_anyway(tmp_path
     assert not any(name.endswith("/step") for name in kept.told[0][1])
 
 
-def test_rows_that_fell_back_are_a_share_of_those_since_the_last_line_and_of_all_ranks(tmp_path, monkeypatch):
+def test_rows_that_fell_back_are_a_share_of_those_since_the_last_line_and_of_all_ranks(tmp_path, monkeypatch, capsys):
     other = iter([3.0, 0.0])  # what another rank, of as many pairs, saw fall back
 
     def gather(own):
@@ -124,9 +126,10 @@ def test_rows_that_fell_back_are_a_share_of_those_since_the_last_line_and_of_all
         log.add(step, result(1.0), [pairs], **told)
     assert [line["fallback"] for line in lines(tmp_path)] == [4 / 8, 1 / 8]
     assert [values["training/fallback"] for _, values in kept.told] == [4 / 8, 1 / 8]
+    assert "fallback 50.0%" in capsys.readouterr().err
 
 
-def test_steps_that_changed_nothing_are_counted_and_left_out_of_the_means(tmp_path):
+def test_steps_that_changed_nothing_are_counted_and_left_out_of_the_means(tmp_path, capsys):
     overflows = 7  # before this start of the run: none of its steps
 
     log, _, _ = make(tmp_path, every=4, steps=8, skips=lambda: overflows)
@@ -134,13 +137,19 @@ def test_steps_that_changed_nothing_are_counted_and_left_out_of_the_means(tmp_pa
     log.add(1, result(1.0), [batch("ar")], **told)
     overflows += 1
     log.add(2, result(9.0, gradient_norm=0.0), [batch("ar")], **told)
-    log.add(3, result(math.nan), [batch("ar")], **told, skipped=True)
+    log.add(3, result(math.nan), [batch("ar")], **told, skipped="loss became nan")
     log.add(4, result(3.0), [batch("ar")], **told)
     for step in range(5, 9):
-        log.add(step, result(math.nan), [batch("ar")], **told, skipped=True)
+        overflows += step == 8  # counted by the loss scale too, and yet one step
+        log.add(step, result(math.nan), [batch("ar")], **told, skipped="gradient's norm became nan")
     first, second = lines(tmp_path)
-    assert (first["loss"], first["gradient_norm"], first["skipped"], first["languages"]) == (2.0, 3.0, 2, {"ar": 4})
-    assert (second["loss"], second["skipped"]) == (None, 4)
+    assert (first["loss"], first["gradient_norm"], first["languages"]) == (2.0, 3.0, {"ar": 4})
+    assert [first[name] for name in ("overflows", "skipped", "fault")] == [1, 1, "loss became nan"]
+    assert [second[name] for name in ("loss", "overflows", "skipped")] == [None, 0, 4]
+    said = capsys.readouterr().err.splitlines()
+    assert "overflows 1 (fp16)  skipped 1 (loss became nan)  loss 2.000" in said[0]
+    assert "skipped 4 (gradient's norm became nan)  lr" in said[1], "nothing else is left to say of such steps"
+    assert "overflows" not in said[1]
     assert first["tokens_per_second"] == second["tokens_per_second"] == 100.0
 
 
@@ -157,6 +166,14 @@ def test_a_terminal_without_a_cursor_gets_a_short_line_each(tmp_path, capsys):
     assert first.endswith(f"lr 3.0e-04  pairs/s 2  tokens/s 200  GEMM 20%  {memory}")
     assert second.startswith("Training  4/4 steps  100%")
     assert len(first) < 200
+
+
+def test_the_first_line_after_a_resumption_in_mid_window_says_how_many_steps_it_covers(tmp_path, capsys):
+    log, _, _ = make(tmp_path, every=4, steps=9, done=2)
+    for step in range(3, 10):
+        log.add(step, result(1.0), [batch("ar")], seconds=1.0, waited=0.0, learning_rate=0.1)
+    assert [(line["step"], line["steps"]) for line in lines(tmp_path)] == [(4, 2), (8, 4), (9, 1)]
+    assert ["over" in line for line in capsys.readouterr().err.splitlines()] == [True, False, True]
 
 
 def test_measures_have_a_file_of_their_own(tmp_path, capsys):

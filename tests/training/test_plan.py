@@ -4,6 +4,7 @@ What lies where in a real run, engine by engine, is held in tests/distributed/te
 """
 
 import dataclasses
+import json
 import math
 import pathlib
 
@@ -140,10 +141,46 @@ def test_time_is_arithmetic_over_speed_and_bytes_over_the_network():
     forward = rows * length * (per_token + attention)
     scores = 6 * rows * (recipe().objective.queue_size + 1) * 32
     assert plan.operations() == pytest.approx(4 * forward + scores, rel=1e-6)  # queries three times, keys once
-    assert plan.seconds() == pytest.approx(plan.operations() / 2e12)
-    network = dataclasses.replace(given, gbytes=0.5)
-    slower = Plan.of(recipe(planning=network, steps=1000))
-    assert slower.seconds() - plan.seconds() == pytest.approx(sum(m.bytes for m in plan.traffic()) / 0.5e9)
+    weights = 4 * plan.shape.weights
+    assert plan.seconds() == {
+        "arithmetic": pytest.approx(plan.operations() / 2e12),
+        "sending": pytest.approx(sum(m.bytes for m in plan.traffic()) / 25e9),
+        "updating": pytest.approx(13 * weights / 1.5e12),  # AdamW with its clipping, and the key encoder
+    }
+    told = sum(plan.seconds().values()) * 1000 / 86_400
+    assert any(line.startswith("Time: at least") and f"{told:,.1f} days for 1,000" in line for line in plan.lines())
+    alone = Plan.of(recipe(planning=dataclasses.replace(given, gbytes=0.0)))
+    assert alone.seconds()["sending"] == 0
+    assert any("sending not counted" in line for line in alone.lines())
+
+
+@pytest.mark.parametrize(("stage", "passes"), [("zero1", 10 / 4 + 3), ("zero3", 13 / 4), ("zero2_offload", 3)])
+def test_an_update_moves_what_lies_on_the_gpu(stage, passes):
+    plan = Plan.of(recipe(deepspeed_config=str(CONFIGS / f"{stage}.json")))
+    assert plan.seconds()["updating"] == pytest.approx(passes * 4 * plan.shape.weights / 1.5e12, rel=0.01)
+    assert ("on the machine not counted" in " ".join(plan.lines())) == (stage == "zero2_offload")
+
+
+@pytest.mark.parametrize("buffers", [0, 10_000_000])
+def test_what_is_needed_is_the_larger_of_a_step_and_the_start(buffers, tmp_path, monkeypatch):
+    """Sharded, a rank holds all weights before it holds a share of them."""
+    content = {"stage": 3, "reduce_bucket_size": buffers, "stage3_max_live_parameters": 0}
+    content |= {"stage3_max_reuse_distance": 0, "stage3_param_persistence_threshold": 0}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": content}))
+    monkeypatch.setattr(Plan, "memory", lambda plan: static(plan))
+    shape = ModelSettings(layers=40, hidden=32, heads=2, intermediate=64, max_positions=40)
+    plan = Plan.of(recipe(model=shape, planning=planning(64), deepspeed_config=str(tmp_path / "zero.json")))
+    start = 4 * plan.shape.weights + part(plan, "key encoder") + part(plan, "queue")
+    total = sum(found.bytes for found in static(plan))
+    assert (total > start) == bool(buffers)
+    last = [line for line in plan.lines() if line.startswith("  needed")]
+    assert [line.split()[-1] for line in last] == [f"{max(total, start) / 2**30:.3f}"]
+
+
+@pytest.mark.parametrize(("gpus", "nearest"), [(48, "32 or 64"), (3, "2 or 4"), (65, "64"), (200, "64")])
+def test_a_number_of_gpus_that_does_not_divide_names_those_that_do(gpus, nearest):
+    with pytest.raises(SettingsError, match=rf"batch.size 64 must be .* or take {nearest} ranks"):
+        BatchSettings(size=64).rows_per_rank(gpus)
 
 
 def test_a_token_budget_cuts_steps():
@@ -217,7 +254,9 @@ def test_what_training_would_refuse_the_plan_refuses(changes, message):
         Plan.of(recipe(**changes))
 
 
-@pytest.mark.parametrize("changes", [{"gpus": -1}, {"tflops": 0.0}, {"tokens": -1.0}, {"vocabulary": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"gpus": -1}, {"tflops": 0.0}, {"tokens": -1.0}, {"vocabulary": 0}, {"memory_gbytes": 0.0}]
+)
 def test_planning_is_checked(changes):
     with pytest.raises(SettingsError, match="planning."):
         PlanSettings(**changes)

@@ -12,6 +12,7 @@ import pytest
 from mcontriever import cli
 from mcontriever.errors import UsageError
 from mcontriever.training import supervise
+from mcontriever.training.guards import BadStep
 from mcontriever.training.supervise import GaveUp, SuperviseSettings
 
 pytestmark = pytest.mark.slow
@@ -75,13 +76,14 @@ def test_a_newer_train_state_is_progress_too(run):
     assert starts(run) == 4
 
 
-def test_what_a_restart_cannot_mend_is_not_tried_again(run):
+@pytest.mark.parametrize(("code", "why"), [(2, "cannot mend"), (BadStep.exit_code, "would come to the same end")])
+def test_what_a_restart_cannot_mend_is_not_tried_again(run, code, why):
     with pytest.raises(
-        GaveUp, match=r"ended with exit code 2 \(its launcher with 1\): a restart cannot mend"
+        GaveUp, match=rf"ended with exit code {code} \(its launcher with 1\): a restart {why}"
     ) as gave_up:
-        start(run, "end(2)", retries=5)
+        start(run, f"(reports / 'code-1').write_text('75')\nend({code})", retries=5)
     assert starts(run) == 1
-    assert gave_up.value.exit_code == 2
+    assert gave_up.value.exit_code == code
 
 
 def test_a_rank_that_was_told_to_stop_by_another_is_started_again(run):

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -200,6 +201,13 @@ def _telling(listener: Callable[[int], None]) -> Iterator[None]:
         _listeners.pop()
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """Keeps Arrow from taking a result apart into columns, where it would lose its types."""
+
+    content: tuple[str, Any]
+
+
 def _over_ray(
     function: Callable[[T], R],
     tasks: Sequence[T],
@@ -218,29 +226,24 @@ def _over_ray(
             raise SettingsError(f"ray_address {address!r}: no Ray cluster there ({why})") from error
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what went wrong is raised
-    pack, unpack = ray.cloudpickle.dumps, ray.cloudpickle.loads  # as Arrow columns tasks would lose their types
-    rows = [{"number": number, "task": pack((function, task))} for number, task in enumerate(tasks)]
+
+    def outcome(row: dict[str, Any]) -> dict[str, Any]:
+        os.environ.update(_ONE_THREAD)  # this process is Ray's
+        return row | {"outcome": _Whole(_outcome(function, tasks[row["id"]]))}
+
     # by default a task whose worker was killed is started anew for ever
     tries = {"max_retries": _RAY_TRIES}
-    dataset = data.from_items(rows, override_num_blocks=len(rows))
+    dataset = data.range(len(tasks), override_num_blocks=len(tasks))
     results: dict[int, R] = {}
     try:
-        for row in dataset.map(_ray_task, num_cpus=1, ray_remote_args_fn=lambda: tries).iter_rows():
-            kind, value = unpack(row["outcome"])
+        for row in dataset.map(outcome, num_cpus=1, ray_remote_args_fn=lambda: tries).iter_rows():
+            kind, value = row["outcome"].content
             if kind == "failed":
                 raise value
-            results[int(row["number"])] = value
+            results[int(row["id"])] = value
             progress(0, value)
     except ray.exceptions.RayError as error:
         lost = [label(task) for number, task in enumerate(tasks) if number not in results]
         why = " ".join(str(error).split())[:300]
         raise McontrieverError(f"Ray gave up; {len(lost)} tasks are not done, such as {lost[0]}: {why}") from error
     return [results[number] for number in range(len(tasks))]
-
-
-def _ray_task(row: dict[str, Any]) -> dict[str, Any]:
-    from ray import cloudpickle
-
-    os.environ.update(_ONE_THREAD)  # this process is Ray's
-    function, task = cloudpickle.loads(row["task"])
-    return {"number": row["number"], "outcome": cloudpickle.dumps(_outcome(function, task))}

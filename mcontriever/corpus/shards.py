@@ -76,10 +76,9 @@ class Shards:
             if most >= bound > 0:
                 what = "the vocabulary has" if name == "tokens" else "articles are"
                 raise ArtifactError(f"{self.path}: {name}.{language}.npy holds number {most}, but {what} {bound}")
-        for offsets, titles in zip(
-            _blocks(self.offsets(language), overlap=1), _blocks(self.titles(language)), strict=False
-        ):
-            if (titles > np.diff(offsets)).any():
+        offsets, titles = self.offsets(language), self.titles(language)
+        for start in range(0, len(titles), _BLOCK):
+            if (titles[start : start + _BLOCK] > np.diff(offsets[start : start + _BLOCK + 1])).any():
                 raise ArtifactError(f"{self.path}: titles.{language}.npy has a title longer than its document")
 
     def tokens(self, language: str) -> NDArray[Any]:

@@ -98,8 +98,9 @@ class Evaluator:
         depth = min(max(measure.k for measure in self._measures), len(task.passages))
         run: dict[str, dict[str, float]] = {}
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            scores, rows = (queries[start : start + _QUERIES_AT_ONCE] @ passages.T).topk(depth)  # (Q, P) to (Q, depth)
-            for query, best, where in zip(task.queries[start:], scores.tolist(), rows.tolist(), strict=False):
+            some = slice(start, start + _QUERIES_AT_ONCE)
+            scores, rows = (queries[some] @ passages.T).topk(depth)  # (Q, P) to (Q, depth)
+            for query, best, where in zip(task.queries[some], scores.tolist(), rows.tolist(), strict=True):
                 run[query.id] = {task.passages[row].id: score for row, score in zip(where, best, strict=True)}
         values = evaluate(run, task.qrels, self._measures)
         return {str(measure): mean(values[measure]) for measure in self._measures}

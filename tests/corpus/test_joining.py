@@ -48,7 +48,7 @@ def test_the_sample_is_as_large_as_wanted_and_spread_evenly(lengths, wanted):
     starts, size = np.cumsum([0, *lengths]).tolist(), sum(lengths)
     taken = [
         (start + begin, start + end)
-        for start, length in zip(starts, lengths, strict=False)
+        for start, length in zip(starts[:-1], lengths, strict=True)
         for begin, end in windows(start, length, size, wanted)
     ]
     covered = np.zeros(size, dtype=int)

@@ -54,10 +54,21 @@ class Artifact:
 
 @dataclass
 class Draft:
-    """A folder being written. Put files into `folder` and facts into `meta`."""
+    """A folder being written. Put files into `folder` and facts into `meta`; `loose` files may be edited later."""
 
     folder: Path
     meta: dict[str, Any] = field(default_factory=dict)
+    loose: set[str] = field(default_factory=set)
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def adopt(self, artifact: Artifact, name: str) -> None:
+        """Make a finished artifact the folder `name` of this one; its checksums are taken over, not made anew."""
+        for file, facts in artifact.files.items():
+            place = self.folder / name / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _link(artifact.path / file, place)
+            self.known[f"{name}/{file}"] = facts
+        _link(artifact.path / MANIFEST, self.folder / name / MANIFEST)
 
 
 @contextlib.contextmanager
@@ -190,18 +201,30 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _finish(draft: Draft, kind: str) -> None:
-    files = {}
-    paths = sorted(path for path in draft.folder.rglob("*") if path.is_file())
+    files = dict(draft.known)
+    found = sorted(path for path in draft.folder.rglob("*") if path.is_file())
+    paths = [path for path in found if path.relative_to(draft.folder).as_posix() not in files]
     with bar(f"Checksums of the {kind}", sum(map(blocks, paths)), "MiB") as running:
         for path in paths:
             _sync(path)
             name = path.relative_to(draft.folder).as_posix()
+            if name in draft.loose:
+                continue
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path, running)}
     manifest = draft.folder / MANIFEST
     content = {"artifact": kind, "format": FORMAT, "meta": draft.meta, "files": files}
     manifest.write_text(json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     _sync(manifest)
     _sync(draft.folder)
+
+
+def _link(source: Path, place: Path) -> None:
+    """The same file under a second name, so that losing one name loses nothing; a copy where there are no links."""
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copyfile(source, place)
+        _sync(place)
 
 
 def _publish(folder: Path, path: Path, kind: str, overwrite: bool) -> None:

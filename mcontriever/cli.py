@@ -14,8 +14,9 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
+from . import allocator
 from .errors import ArtifactError, UsageError, did_you_mean, run_command
-from .settings import in_range, one_of, parse
+from .settings import parse
 from .version import __version__
 
 
@@ -36,11 +37,17 @@ VERBS = {
     "search": Verb("retrieval.terminal", "SearchSettings", "search_command", ("index", "query"), "answer a question"),
     "serve": Verb("serving.server", "ServeSettings", "serve", ("index",), "answer questions over HTTP"),
     "plot": Verb("training.plot", "PlotSettings", "plot", ("runs",), "the curves of training runs as a picture"),
-    "export": Verb("training.export", "ExportSettings", "export", ("run", "out"), "a run's encoder to a checkpoint"),
+    "export": Verb("training.export", "ExportSettings", "export", ("run", "out"), "an encoder for other software"),
+    "push": Verb("encoder.push", "PushSettings", "push", ("folder", "name"), "an exported folder to the hub"),
     "supervise": Verb("training.supervise", "SuperviseSettings", "supervise", (), "restart a training job that died"),
-    "adopt": Verb("cli", "AdoptSettings", "adopt", ("checkpoint", "out"), "another's checkpoint to one of ours"),
-    "inspect": Verb("cli", "InspectSettings", "inspect", ("path",), "say what a folder we wrote is and holds"),
+    "adopt": Verb(
+        "encoder.adopt", "AdoptSettings", "adopt", ("checkpoint", "out"), "another's checkpoint to one of ours"
+    ),
+    "doctor": Verb("doctor", "DoctorSettings", "doctor", (), "say what this machine has, and what mends the rest"),
+    "inspect": Verb("cli", "InspectSettings", "inspect", ("path",), "say what a folder or a checkpoint is and holds"),
 }
+HEAVY = {"prepare", "embed", "index", "search", "serve"}
+"""Verbs that compute long enough for the allocator to matter."""
 _LIST = 90  # characters of a list that are shown
 _ELSEWHERE = """\
 Training:    deepspeed mcontriever/train.py --recipe NAME, or python -m mcontriever.train --recipe NAME
@@ -51,10 +58,10 @@ Options:     --help, --version, --debug (show an error's traceback)
 
 @dataclass(frozen=True, kw_only=True)
 class InspectSettings:
-    """Verify a folder written by mcontriever and say what it is."""
+    """Verify a folder written by mcontriever and say what it is; of anybody's checkpoint, how it must be used."""
 
     path: str
-    """a checkpoint, token shards, vectors or an index"""
+    """a checkpoint, token shards, vectors or an index; or another's checkpoint, a folder or a name on the hub"""
 
 
 def inspect(settings: InspectSettings) -> None:
@@ -62,6 +69,11 @@ def inspect(settings: InspectSettings) -> None:
     from .artifact import MANIFEST, open_artifact
 
     path, kind = Path(settings.path), "checkpoint"
+    if not (path / MANIFEST).is_file() and _of_others(path):
+        from .encoder.adopt import describe
+
+        sys.stdout.write(describe(settings.path) + "\n")
+        return
     if (path / MANIFEST).is_file():
         try:
             kind = str(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["artifact"])
@@ -85,47 +97,11 @@ def inspect(settings: InspectSettings) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdoptSettings:
-    """Write a checkpoint of others anew, with a contract that says how it must be used."""
-
-    checkpoint: str
-    """folder in Hugging Face's layout, or the name of a model on the hub"""
-    out: str
-    """folder to write"""
-    pooling: str = ""
-    """mean or cls; needed where neither its files nor our registry say it"""
-    similarity: str = ""
-    """dot or cosine; needed where neither its files nor our registry say it"""
-    query_prefix: str = ""
-    """put before every query"""
-    passage_prefix: str = ""
-    """put before every passage"""
-    query_max_length: int = 0
-    """tokens of a query, special tokens included; 0: what its files allow"""
-    passage_max_length: int = 0
-    """tokens of a passage, special tokens included; 0: what its files allow"""
-    overwrite: bool = False
-    """replace OUT if it is there"""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("pooling", ("mean", "cls")), ("similarity", ("dot", "cosine"))):
-            if getattr(self, name):
-                one_of(name, getattr(self, name), allowed)
-        for name in ("query_max_length", "passage_max_length"):
-            in_range(name, getattr(self, name), 0, 1_000_000)
-
-
-def adopt(settings: AdoptSettings) -> Path:
-    """Load by the rules given, and save as one of ours, which needs none any more."""
-    from .encoder import load, save
-    from .encoder.contract import Rules
-
-    given = {name: getattr(settings, name) for name in Rules.__annotations__ if getattr(settings, name, None)}
-    encoder = load(settings.checkpoint, device="cpu", **given)
-    save(encoder, settings.out, meta={"adopted_from": settings.checkpoint}, overwrite=settings.overwrite)
-    sys.stdout.write(f"{settings.out}: written\n{encoder.contract.in_words()}\n")
-    return Path(settings.out)
+def _of_others(path: Path) -> bool:
+    """A checkpoint's folder or file that others wrote, or a name on the hub."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in ("config.json", "modules.json", "checkpoint.pth"))
+    return path.is_file() or (not path.is_absolute() and path.parts[:1] != ("..",) and len(path.parts) <= 2)
 
 
 def _flat(meta: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,7 +116,8 @@ def _flat(meta: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def main(argv: Sequence[str]) -> None:
     """Run one verb."""
-    words = list(argv)
+    # the deepspeed launcher adds --local_rank=N; the environment says the same
+    words = [word for word in argv if not word.startswith(("--local_rank=", "--local-rank="))]
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(_overview())
         if not words:
@@ -163,6 +140,9 @@ def main(argv: Sequence[str]) -> None:
 
 def entry() -> None:
     """What the installed `mcontriever` script calls."""
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")  # launchers put options before it
+    if verb in HEAVY and {"-h", "--help"}.isdisjoint(sys.argv):
+        allocator.restart()
     raise SystemExit(run_command(main))
 
 

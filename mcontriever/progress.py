@@ -50,6 +50,11 @@ class Bar:
             self._last = now
             self._say()
 
+    def skip(self, count: int) -> None:
+        """So much was done before this began: it counts, and says nothing of how fast things go."""
+        self.done += count
+        self._first += count
+
     def tell(self, count: int = 1, **facts: str) -> None:
         """Count on and show these facts: in the live bar, or at once in a line where there is none."""
         self.done += count

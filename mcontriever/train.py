@@ -14,6 +14,7 @@ if not __package__:
     sys.path[:] = [str(_here.parent)] + [entry for entry in sys.path if pathlib.Path(entry or ".").resolve() != _here]
     __package__ = "mcontriever"
 
+from . import allocator
 from .errors import McontrieverError, run_command
 
 _OTHERS_WAIT_SECONDS = 10.0
@@ -70,4 +71,5 @@ def entry() -> None:
 
 
 if __name__ == "__main__":
+    allocator.restart()
     entry()

@@ -56,12 +56,19 @@ def finished(path: Path, kind: str) -> dict[str, Any] | None:
         return None
 
 
+def slots(address: str, gpus: int = 0) -> int:
+    """How many tasks a Ray cluster can do at once, by its CPUs, or by its GPUs where each task takes `gpus` of them."""
+    found = _connected(address).cluster_resources()
+    return max(1, int(found.get("GPU", 0)) // gpus if gpus else int(found.get("CPU", 1)))
+
+
 def run(
     function: Callable[[T], R],
     tasks: Sequence[T],
     *,
     workers: int = 1,
     address: str = "",
+    gpus: int = 0,
     label: Callable[[T], str] = str,
     progress: Callable[[int, R | None], None] = lambda count, result: None,
 ) -> list[R]:
@@ -69,12 +76,13 @@ def run(
 
     `function` is a module's own; one worker is this very process. `progress(count, None)` passes on a `tick` and
     `progress(0, result)` comes after each task. The first error ends all workers and is raised here. With `address`
-    the tasks go to that Ray cluster ("auto", host:port, ray://host:port), which must see the same files.
+    the tasks go to that Ray cluster ("auto", host:port, ray://host:port), which must see the same files; each has a CPU
+    there, and `gpus`.
     """
     if not tasks:
         return []
     if address:
-        return _over_ray(function, tasks, address, label, progress)
+        return _over_ray(function, tasks, address, gpus, label, progress)
     workers = min(workers, len(tasks))
     if workers > 1:
         return _over_processes(function, tasks, workers, label, progress)
@@ -208,22 +216,28 @@ class _Whole:
     content: tuple[str, Any]
 
 
-def _over_ray(
-    function: Callable[[T], R],
-    tasks: Sequence[T],
-    address: str,
-    label: Callable[[T], str],
-    progress: Callable[[int, R | None], None],
-) -> list[R]:
+def _connected(address: str) -> Any:
     ray = require("ray", "ray", "running over a Ray cluster")
-    data = require("ray.data", "ray", "running over a Ray cluster")
     os.environ.setdefault("RAY_task_oom_retries", str(_RAY_TRIES))
     if not ray.is_initialized():  # from then on until the process ends, as connecting takes seconds
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())
-            raise SettingsError(f"ray_address {address!r}: no Ray cluster there ({why})") from error
+            raise SettingsError(f"no Ray cluster at {address!r} ({why})") from error
+    return ray
+
+
+def _over_ray(
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    address: str,
+    gpus: int,
+    label: Callable[[T], str],
+    progress: Callable[[int, R | None], None],
+) -> list[R]:
+    ray = _connected(address)
+    data = require("ray.data", "ray", "running over a Ray cluster")
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what went wrong is raised
 
@@ -236,7 +250,9 @@ def _over_ray(
     dataset = data.range(len(tasks), override_num_blocks=len(tasks))
     results: dict[int, R] = {}
     try:
-        for row in dataset.map(outcome, num_cpus=1, ray_remote_args_fn=lambda: tries).iter_rows():
+        for row in dataset.map(
+            outcome, num_cpus=1, num_gpus=gpus or None, ray_remote_args_fn=lambda: tries
+        ).iter_rows():
             kind, value = row["outcome"].content
             if kind == "failed":
                 raise value

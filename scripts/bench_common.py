@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mcontriever.artifact import write_text
-from mcontriever.corpus.formats import read_passages
+from mcontriever.corpus.passages import read_passages
 from mcontriever.corpus.prepare import PrepareSettings, prepare
 from mcontriever.corpus.tokenizer import Tokenizer
 from mcontriever.errors import UsageError

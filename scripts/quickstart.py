@@ -33,7 +33,8 @@ from quickstart_steps import (  # type: ignore[import-not-found]  # scripts/ is 
 )
 
 from mcontriever import settings
-from mcontriever.corpus.formats import Query, read_passages, read_qrels, read_queries
+from mcontriever.corpus.formats import Query, read_qrels, read_queries
+from mcontriever.corpus.passages import read_passages
 from mcontriever.errors import McontrieverError, UsageError, run_command
 from mcontriever.evaluation import Results, parse_pairs, read_run
 from mcontriever.evaluation.measures import trec_order

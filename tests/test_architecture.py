@@ -17,7 +17,7 @@ LONGEST_FILE = 350
 
 # A room imports from the rows above its own, never from its own row or from one below.
 ORDER = [
-    "errors languages version help_text progress",
+    "errors languages version help_text progress allocator",
     "artifact settings ranks",
     "workers",
     "corpus",
@@ -28,7 +28,7 @@ ORDER = [
     "evaluation",
     "negatives training",
     "serving",
-    "train cli",
+    "train cli doctor",
     "__main__",
 ]
 ROW = {room: row for row, rooms in enumerate(ORDER) for room in rooms.split()}

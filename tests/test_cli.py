@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mcontriever.artifact import writing
-from mcontriever.cli import VERBS, main
+from mcontriever.cli import HEAVY, VERBS, entry, main
 from mcontriever.errors import ArtifactError, SettingsError, UsageError, run_command
 from mcontriever.version import __version__
 
@@ -28,6 +28,40 @@ def test_help_and_version_load_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"mcontriever {__version__}\n" in done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys; import mcontriever; mcontriever.__version__; dir(mcontriever);"
+        "heavy = {'torch', 'transformers', 'faiss', 'numpy', 'tokenizers'} & set(sys.modules);"
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_heavy_verbs_are_verbs():
+    assert set(VERBS) >= HEAVY
+
+
+@pytest.mark.parametrize(
+    ("words", "times"),
+    [
+        (["embed", "a"], 1),
+        (["--local_rank=0", "embed", "a"], 1),
+        (["embed", "--help"], 0),
+        (["inspect", "embed"], 0),
+        ([], 0),
+    ],
+)
+def test_only_a_heavy_verb_starts_itself_anew(words, times, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(sys, "argv", ["mcontriever", *words])
+    monkeypatch.setattr("mcontriever.allocator.restart", lambda: asked.append(1))
+    monkeypatch.setattr("mcontriever.cli.run_command", lambda main: 0)
+    with pytest.raises(SystemExit):
+        entry()
+    assert len(asked) == times
 
 
 def test_python_dash_m():
@@ -59,8 +93,9 @@ def test_every_verb_has_help_with_its_settings(verb, capsys):
 def test_every_verb_refuses_unknown_options_and_missing_ones(verb):
     with pytest.raises(SettingsError, match="unknown option --nonsense"):
         main([verb, "--nonsense", "1"])
-    with pytest.raises(UsageError, match="missing"):
-        main([verb])
+    if verb != "doctor":  # which needs nothing, and would examine the machine
+        with pytest.raises(UsageError, match="missing"):
+            main([verb])
 
 
 def test_search_says_what_is_wrong_in_one_line(tmp_path, capsys):

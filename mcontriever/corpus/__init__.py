@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .files import language_of
-from .formats import Document, Passage, Query, read_objects, read_passages, read_qrels, read_queries
+from .formats import Document, Passage, Query, read_objects, read_qrels, read_queries
+from .passages import read_passages
 from .prepare import PrepareSettings, prepare
 from .readers import read_documents, read_hub
 from .shards import NO_ARTICLE, LanguageWriter, Shards

@@ -1,4 +1,4 @@
-"""What is read whole, for training on labels and for evaluation: passages, queries, judgements.
+"""What is read whole, for training on labels and for evaluation: queries, judgements; and the words for all text.
 
 A bad line here is an error with `file:line` rather than something skipped, because what is skipped in silence is missed
 in the results. Text to learn from, which no one has checked line by line, is read by `readers`.
@@ -6,7 +6,6 @@ in the results. Text to learn from, which no one has checked line by line, is re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 
 from ..errors import DataError
 from .files import language_of
-from .rows import filled, id_of, located, parse_object, text_of
+from .rows import filled, id_of, located, parse_object
 from .streams import BadText, read_lines
 
-_CORPUS = re.compile(r"corpus(\..+)?\.jsonl(\.(gz|zst|xz))?")
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -52,35 +50,10 @@ class Query:
     language: str
 
 
-def read_passages(path: Path | str) -> Iterator[Passage]:
-    """The passages of a file, or of every `corpus*.jsonl` of a folder: `{"_id", "title"?, "text", "language"?}`."""
-    path = Path(path)
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if _CORPUS.fullmatch(file.name))
-        if not files:
-            raise DataError(f"{path}: no passages in it; expected corpus.<lang>.jsonl or corpus.jsonl, also .gz")
-    elif not path.is_file():
-        raise DataError(f"{path}: no such file or folder; expected passages as corpus.<lang>.jsonl")
-    check = _unique("passage")
-    for file in files:
-        for line, row in read_objects(file):
-            where = f"{file}:{line}"
-            with located(where):
-                title, text = text_of(row, "title", ""), text_of(row, "text")
-                if not (title.strip() or text.strip()):
-                    raise BadText("the passage has neither title nor text")
-                language = text_of(row, "language", "") or language_of(file)
-                name = check(id_of(row))
-            yield Passage(name, title, text, language)
-        if not file.stat().st_size:
-            raise DataError(f"{file}: empty; expected one passage a line")
-
-
 def read_queries(path: Path | str) -> list[Query]:
     """The queries of a file: `{"_id", "text"}`."""
     file = _existing(path, "queries.<lang>.jsonl")
-    queries, check = [], _unique("query")
+    queries, check = [], unique("query")
     for line, row in read_objects(file):
         with located(f"{file}:{line}"):
             queries.append(Query(check(id_of(row)), filled(row, "text"), language_of(file)))
@@ -128,7 +101,8 @@ def _existing(path: Path | str, expected: str) -> Path:
     return path
 
 
-def _unique(what: str) -> Callable[[str], str]:
+def unique(what: str) -> Callable[[str], str]:
+    """A function that gives each id back, and complains of one it has seen before."""
     seen: set[str] = set()
 
     def check(name: str) -> str:

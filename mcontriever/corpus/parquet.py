@@ -49,6 +49,11 @@ def column_names(file: Path) -> list[str]:
     return list(_open(file).schema_arrow.names)
 
 
+def parquet_count(file: Path) -> int:
+    """How many rows a file has."""
+    return int(_open(file).metadata.num_rows)
+
+
 def _open(file: Path) -> Any:
     parquet = require("pyarrow.parquet", "corpus", f"reading {file.name}")
     try:

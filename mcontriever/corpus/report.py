@@ -45,8 +45,8 @@ class LanguageReport:
 class BadLines:
     """Bad lines on their way past: counted, written down, and the first of them kept to be told."""
 
-    def __init__(self, file: Path | None, *, strict: bool) -> None:
-        self.count, self._file, self._strict = 0, file, strict
+    def __init__(self, file: Path | None, *, strict: bool, folder: Path | str = "") -> None:
+        self.count, self._file, self._strict, self._folder = 0, file, strict, folder
         self.first: list[list[str]] = []
 
     def taken_from(self, items: Iterable[Document | BadLine]) -> Iterator[Document]:
@@ -54,15 +54,20 @@ class BadLines:
         for item in items:
             if isinstance(item, Document):
                 yield item
-                continue
-            if self._strict:
-                raise DataError(f"{item.where}: {item.problem}; mend it, or allow some such lines with --bad_lines")
-            self.count += 1
-            if self.count <= _FIRST:
-                self.first.append([item.where, item.problem])
-            if self._file is not None:
-                with self._file.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps({"where": item.where, "problem": item.problem}) + "\n")
+            else:
+                self.take(item)
+
+    def take(self, item: BadLine) -> None:
+        """One of them; `folder` is where its file lies, if it does not say."""
+        if self._strict:
+            where = Path(self._folder, item.where)
+            raise DataError(f"{where}: {item.problem}; mend it, or allow some such lines with --bad_lines")
+        self.count += 1
+        if self.count <= _FIRST:
+            self.first.append([item.where, item.problem])
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"where": item.where, "problem": item.problem}) + "\n")
 
 
 class Tally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,11 +48,13 @@ def parse_object(text: str) -> dict[str, Any]:
     return row
 
 
-def id_of(row: dict[str, Any]) -> str:
-    """The value under `_id`, or else `id`."""
-    value = row.get("_id", row.get("id"))
+def id_of(row: dict[str, Any], keys: Sequence[str] = ("_id", "id")) -> str:
+    """The value under the first of the keys that there is."""
+    value = next((row[key] for key in keys if row.get(key) is not None), None)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise BadText(f"expected an '_id' (text), got {shown(value)}")
+    if isinstance(value, str) and not is_text(value):
+        raise BadText("the id holds half a surrogate pair, which is no character")
     return str(value)
 
 

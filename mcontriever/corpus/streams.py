@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 
 from ..errors import DataError, require
 
+STDIN = Path("/dev/stdin")
 COMPRESSIONS = (".gz", ".zst", ".xz")
 LONGEST = 64 * 2**20
 """Bytes of the longest line, and of the longest document, that is read."""
@@ -42,18 +43,20 @@ def is_compressed(file: Path) -> bool:
     return file.suffix in COMPRESSIONS
 
 
-def open_stream(file: Path) -> BinaryIO:
-    """The bytes of a file, decompressed as its last suffix says."""
+def open_stream(file: Path, disk: BinaryIO | None = None) -> BinaryIO:
+    """The bytes of a file, decompressed as its last suffix says; its position tells how much of `disk` was read."""
     try:
+        if file == STDIN:  # by its number: a socket has no name that opens
+            return open(0, "rb", buffering=_BUFFER, closefd=False)
         if file.suffix == ".gz":
-            return cast(BinaryIO, gzip.open(file, "rb"))
+            return cast(BinaryIO, gzip.open(disk or file, "rb"))
         if file.suffix == ".xz":
-            return io.BufferedReader(_Xz(file.open("rb")), _BUFFER)
+            return io.BufferedReader(_Xz(disk or file.open("rb")), _BUFFER)
         if file.suffix == ".zst":
             pyarrow = require("pyarrow", "corpus", f"reading {file.name}")
-            raw = pyarrow.CompressedInputStream(pyarrow.OSFile(str(file), "rb"), "zstd")
-            return io.BufferedReader(raw, _BUFFER)
-        return file.open("rb", buffering=_BUFFER)
+            source = pyarrow.PythonFile(disk) if disk else pyarrow.OSFile(str(file), "rb")
+            return io.BufferedReader(pyarrow.CompressedInputStream(source, "zstd"), _BUFFER)
+        return disk or file.open("rb", buffering=_BUFFER)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..artifact import write_text
 from ..errors import DataError
+from .beginnings import beginning, borders
 from .sentencepiece_model import SentencePieceModel
 
 _JSON, _CONFIG, _WORDPIECE = "tokenizer.json", "tokenizer_config.json", "vocab.txt"
@@ -37,6 +38,8 @@ _FAMILIES = {
 # SentencePiece silently skips training lines over 4192 bytes: longer ones are cut. A character takes at most 4 bytes.
 _PIECE_CHARACTERS = 1000
 _COVERAGE = 0.9998
+
+_CHARACTERS_PER_ID = 8  # more than text in any language has, seldom reached by tables and code
 
 # Two tokenizers are one if they hold the same vocabulary and agree on these: scripts, case, accents, width,
 # composition, white space, numbers, combining marks. (The library's own JSON changes from version to version.)
@@ -150,6 +153,21 @@ class Tokenizer:
         """Ids of each text, whole and without special tokens, also where a text spells one out ("</s>")."""
         return self._rows(self._backend.encode_batch_fast(list(texts), add_special_tokens=False))
 
+    def encode_beginnings(self, texts: Sequence[str], count: int) -> list[NDArray[np.int32]]:
+        """What `encode` gives, but of a long text perhaps only the first ids, always more than `count` of them."""
+        if self._borders is None:
+            return self.encode(texts)
+        least = _CHARACTERS_PER_ID * count
+        parts = [beginning(text, least, self._borders) for text in texts]
+        rows = self.encode(parts)
+        while short := [n for n, row in enumerate(rows) if len(row) <= count and len(parts[n]) < len(texts[n])]:
+            least *= 4
+            for number in short:
+                parts[number] = beginning(texts[number], least, self._borders)
+            for number, row in zip(short, self.encode([parts[number] for number in short]), strict=True):
+                rows[number] = row
+        return rows
+
     def encode_titled(self, texts: Sequence[str], titles: Sequence[int]) -> tuple[list[NDArray[np.int32]], list[int]]:
         """What `encode` gives, and how many ids of each text belong to its title, its first `titles` characters.
 
@@ -191,6 +209,10 @@ class Tokenizer:
         return [piece.removeprefix("▁") for piece in pieces], np.array([piece[:1] == "▁" for piece in pieces])
 
     @cached_property
+    def _borders(self) -> re.Pattern[str] | None:
+        return borders(self._backend)
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides ids: the vocabulary with its scores and merges, and the ids of probe texts."""
         model = json.loads(self._backend.to_str())["model"]
@@ -198,7 +220,8 @@ class Tokenizer:
         if isinstance(vocabulary, dict):
             vocabulary = sorted(vocabulary.items(), key=lambda item: item[1])
         else:  # the library reads back a score from JSON with its last bit changed
-            vocabulary = [[piece, float(np.float32(score))] for piece, score in vocabulary]
+            scores = np.array([score for _, score in vocabulary], dtype=np.float32).tolist()
+            vocabulary = [[piece, score] for (piece, _), score in zip(vocabulary, scores, strict=True)]
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
         special = [self.bos, self.eos, self.pad, self.unk, self.mask]
         probes = [row.tolist() for row in self.encode(_PROBES)]

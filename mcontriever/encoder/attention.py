@@ -73,14 +73,8 @@ class _EachSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, edges: tuple[int, ...], scaling: float | None) -> Tensor:
-        query, key, value = _by_head(qkv)
-        result = torch.empty_like(qkv[:, 0], dtype=query.dtype, memory_format=torch.contiguous_format)  # (T, H, E)
-        sums = []
-        for start, stop in pairwise(edges):
-            at = slice(start, stop)
-            part, total = _flash(query[:, :, at], key[:, :, at], value[:, :, at], scale=scaling)
-            result[at] = part[0].transpose(0, 1)
-            sums.append(total)
+        precise = qkv if qkv.dtype == torch.float64 else qkv.float()
+        result, sums = _forward_each(precise, edges, scaling)
         ctx.save_for_backward(qkv, result, *sums)
         ctx.edges, ctx.scaling = edges, scaling
         return result.to(qkv.dtype)
@@ -88,7 +82,7 @@ class _EachSequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         qkv, result, *sums = ctx.saved_tensors
-        query, key, value = _by_head(qkv)
+        query, key, value = _by_head(qkv if qkv.dtype == torch.float64 else qkv.float())
         result, gradient = (tensor.to(query.dtype).transpose(0, 1)[None] for tensor in (result, gradient))
         gradients = torch.empty_like(qkv)
         for (start, stop), total in zip(pairwise(ctx.edges), sums, strict=True):
@@ -100,10 +94,27 @@ class _EachSequence(torch.autograd.Function):
         return gradients, None, None
 
 
+def attend_each(qkv: Tensor, layout: Layout, *, scaling: float | None = None) -> Tensor:
+    """As `attend`, on the CPU, without gradients and in the precision of what is given."""
+    return _forward_each(qkv, layout.edges, scaling)[0]
+
+
+def _forward_each(qkv: Tensor, edges: tuple[int, ...], scaling: float | None) -> tuple[Tensor, list[Tensor]]:
+    """(T, 3, H, E) to (T, H, E), and what the backward pass wants of each sequence."""
+    query, key, value = _by_head(qkv)
+    result = torch.empty_like(qkv[:, 0], memory_format=torch.contiguous_format)
+    sums = []
+    for start, stop in pairwise(edges):
+        at = slice(start, stop)
+        part, total = _flash(query[:, :, at], key[:, :, at], value[:, :, at], scale=scaling)
+        result[at] = part[0].transpose(0, 1)
+        sums.append(total)
+    return result, sums
+
+
 def _by_head(qkv: Tensor) -> list[Tensor]:
-    """(T, 3, H, E) to three times (1, H, T, E), in full precision."""
-    precise = qkv if qkv.dtype == torch.float64 else qkv.float()
-    return [part.transpose(0, 1)[None] for part in precise.unbind(1)]
+    """(T, 3, H, E) to three times (1, H, T, E)."""
+    return [part.transpose(0, 1)[None] for part in qkv.unbind(1)]
 
 
 def _padded(qkv: Tensor, layout: Layout, scaling: float | None, dropout: float) -> Tensor:

@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ from ..errors import UsageError
 from . import contract, foreign, registry
 from .contract import CheckpointError, Contract, Rules
 from .devices import resolve_device
-from .model import ARCHITECTURES, PRECISIONS, Encoder
+from .foreign import CONFIG
+from .model import PRECISIONS, Encoder
+from .weights import PICKLED, WEIGHTS, bare, fill, named, read_weights
 
 KIND = "checkpoint"
-CONFIG = "config.json"
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
-_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.toml"]
-_PREFIX = "model."  # what Encoder's own state_dict puts before the names of the layers
+_TEXTS = ["*.json", "*.model", "*.txt", "*.toml"]
+_WEIGHTS = ["*.safetensors", f"*_Dense/{PICKLED}"]
+REFERENCE = "checkpoint.pth"  # the name that the published training code gives to what it saves
 
 
 def save(
@@ -75,8 +78,8 @@ def save_outline(encoder: Encoder, folder: Path) -> None:
 
 def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
     """The weights of a checkpoint's folder, given as they are named in `encoder.state_dict()`."""
-    tensors = {name.removeprefix(_PREFIX): tensor.detach().cpu() for name, tensor in weights.items()}
-    artifact.save_tensors(folder / foreign.WEIGHTS, tensors)
+    tensors = {bare(name): tensor.detach().cpu() for name, tensor in weights.items()}
+    artifact.save_tensors(folder / WEIGHTS, tensors)
 
 
 def load(
@@ -96,68 +99,55 @@ def load(
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     name, where = os.fspath(path_or_name), resolve_device(device)
-    encoder = _build(*_open(name, rules))
+    opened = _open(name, rules)
+    encoder = build(opened.config, opened.said, opened.tokenizer, opened.weights(), name)
     encoder.source, encoder.precision = name, precision
     return encoder.to(where).eval()
 
 
 def check(path_or_name: Path | str, **rules: typing.Unpack[Rules]) -> Contract:
     """The contract `load` would use. All that it may complain of is looked at, but what others' weights hold."""
-    _, config, said, tokenizer = _open(os.fspath(path_or_name), rules)
-    said.verify(tokenizer, config)
-    return said
+    return look(path_or_name, **rules)[0]
 
 
-def _open(name: str, rules: Rules) -> tuple[Path, Any, Contract, Tokenizer]:
-    """The folder, and what its files but the weights say."""
-    folder = Path(name) if Path(name).is_dir() else _download(name)
-    if (folder / artifact.MANIFEST).exists() or (folder / contract.FILE).exists():
-        if rules:
-            raise UsageError(f"{folder}: has a contract, which says how it must be used; leave out {', '.join(rules)}")
-        artifact.open_artifact(folder, KIND)
-        return folder, _config(folder), Contract.read(folder), Tokenizer.load(folder)
-    config = _config(folder)
-    found = foreign.find_rules(folder, name, rules)
-    tokenizer = Tokenizer.load(folder)
-    try:
-        return folder, config, Contract.of(config, tokenizer, **found), tokenizer
-    except TypeError as error:
-        raise UsageError(f"load: {error}; rules are {', '.join(Rules.__annotations__)}") from error
+def look(path_or_name: Path | str, **rules: typing.Unpack[Rules]) -> tuple[Contract, str]:
+    """The contract as `check` gives it, and who says it. Of a name on the hub no weights are downloaded."""
+    opened = _open(os.fspath(path_or_name), rules, with_weights=False)
+    opened.said.verify(opened.tokenizer, opened.config)
+    return opened.said, opened.said_by
 
 
-def _build(folder: Path, config: Any, said: Contract, tokenizer: Tokenizer) -> Encoder:
+def build(config: Any, said: Contract, tokenizer: Tokenizer, weights: Mapping[str, Tensor], origin: str) -> Encoder:
+    """An encoder of weights that are named as in a checkpoint's file; whatever does not fit names their `origin`."""
     try:
         with no_init_weights():  # every weight is about to be replaced
             encoder = Encoder(config, said, tokenizer)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    foreign.fill(encoder.model, foreign.read_weights(folder), str(folder))
+    except (
+        CheckpointError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # the last three are transformers' and torch's
+        raise CheckpointError(f"{origin}: {' '.join(str(error).split())}") from error
+    fill(encoder, weights, origin)
     return encoder
 
 
-def _config(folder: Path) -> Any:
-    path = folder / CONFIG
-    content = foreign.read_json(path)
-    kind = content.get("model_type")
-    if content.get("auto_map"):
-        raise CheckpointError(f"{path}: its model is code that comes with it (auto_map); such code is never run here")
-    if kind not in ARCHITECTURES:
-        raise CheckpointError(f"{path}: model_type {kind!r} cannot be loaded; known: {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[kind][0].from_dict(content)
-
-
-def _download(name: str) -> Path:
+def download(name: str, *, with_weights: bool = True) -> Path:
+    """The folder of a model on the hub, in the hub's own cache."""
     asked = _HUB_NAME.fullmatch(name)
     if not asked:
         raise CheckpointError(f"{name}: no such folder; expected a checkpoint folder or a name on the Hugging Face hub")
+    foreign.refuse(name)
     known, revision = registry.find(asked["name"]), asked["revision"]
     if known and known.revision and not revision:
         revision = known.revision
         sys.stderr.write(f"{name}: taken at commit {revision[:12]}, which its rules of use were checked at\n")
     try:
-        folder = Path(snapshot_download(asked["name"], revision=revision, allow_patterns=_PATTERNS))
-        if not any(folder.glob("*.safetensors")):
-            patterns = [*_PATTERNS, foreign.PICKLED]
+        patterns = [*_TEXTS, *_WEIGHTS] if with_weights else _TEXTS
+        folder = Path(snapshot_download(asked["name"], revision=revision, allow_patterns=patterns))
+        if with_weights and not any(folder.glob("*.safetensors")):
+            patterns = [*patterns, PICKLED]
             folder = Path(snapshot_download(asked["name"], revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         why = str(error).strip().splitlines()[0]
@@ -165,3 +155,35 @@ def _download(name: str) -> Path:
             f"{name}: no such folder, and the hub does not give it ({why}); check the name, or the network"
         ) from error
     return folder
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a checkpoint's files but the weights say, and how to get those."""
+
+    config: Any
+    said: Contract
+    tokenizer: Tokenizer
+    weights: Callable[[], dict[str, Tensor]]
+    said_by: str
+
+
+def _open(name: str, rules: Rules, *, with_weights: bool = True) -> _Opened:
+    if Path(name).is_file() or (Path(name) / REFERENCE).is_file():
+        raise CheckpointError(
+            f"{name}: a checkpoint of training, not of a model; write it anew: mcontriever adopt {name} OUT"
+        )
+    folder = Path(name) if Path(name).is_dir() else download(name, with_weights=with_weights)
+    if (folder / artifact.MANIFEST).exists() or (folder / contract.FILE).exists():
+        if rules:
+            raise UsageError(f"{folder}: has a contract, which says how it must be used; leave out {', '.join(rules)}")
+        artifact.open_artifact(folder, KIND)
+        config, said, tokenizer = foreign.read_config(folder), Contract.read(folder), Tokenizer.load(folder)
+        return _Opened(config, said, tokenizer, lambda: named(read_weights(folder)), f"its {contract.FILE}")
+    found = foreign.find(folder, name, rules)
+    tokenizer = Tokenizer.load(found.folder)
+    try:
+        said = Contract.of(found.config, tokenizer, **found.shape, **found.rules)
+    except TypeError as error:
+        raise UsageError(f"load: {error}; rules are {', '.join(Rules.__annotations__)}") from error
+    return _Opened(found.config, said, tokenizer, found.weights, found.said_by)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ..corpus.tokenizer import Tokenizer
 
 FILE = "contract.json"
+POOLINGS = ("mean", "cls")
+SIMILARITIES = ("dot", "cosine")
+PROJECTIONS = ("", "tanh", "identity")
 # One string a writing system, marks and joiners included: tokenizers that differ, differ somewhere here.
 GOLDEN_TEXTS = (
     "The quick brown fox, 1984!",
@@ -60,6 +63,8 @@ class Contract:
     """Length of a vector."""
     pooling: str = "mean"
     """mean over all tokens, or cls, the first one."""
+    projection: str = ""
+    """What follows a linear map of the pooled vector, sentence-transformers' Dense: tanh or identity; empty: no map."""
     normalise: bool = False
     """Whether vectors are brought to length one. Contriever's are not: it costs them 7 to 8 points."""
     similarity: str = "dot"
@@ -82,9 +87,11 @@ class Contract:
     """A few texts with the ids the tokenizer gave them."""
 
     def __post_init__(self) -> None:
-        if self.pooling not in ("mean", "cls"):
+        if self.pooling not in POOLINGS:
             raise CheckpointError(f"contract: pooling must be mean or cls, got {self.pooling!r}")
-        if self.similarity not in ("dot", "cosine"):
+        if self.projection not in PROJECTIONS:
+            raise CheckpointError(f"contract: projection must be tanh, identity or empty, got {self.projection!r}")
+        if self.similarity not in SIMILARITIES:
             raise CheckpointError(f"contract: similarity must be dot or cosine, got {self.similarity!r}")
         if self.similarity == "cosine" and not self.normalise:
             raise CheckpointError("contract: similarity cosine needs normalise = true, for indexes take dot products")
@@ -93,14 +100,26 @@ class Contract:
                 raise CheckpointError(f"contract: {name} must be 3 or more, got {getattr(self, name)}")
 
     @classmethod
-    def of(cls, config: Any, tokenizer: Tokenizer, **rules: typing.Unpack[Rules]) -> Contract:
-        """The contract of a model with this configuration and tokenizer, used by these rules."""
+    def of(
+        cls,
+        config: Any,
+        tokenizer: Tokenizer,
+        *,
+        projection: str = "",
+        dimension: int | None = None,
+        **rules: typing.Unpack[Rules],
+    ) -> Contract:
+        """The contract of a model with this configuration and tokenizer, used by these rules.
+
+        A projection gives vectors of `dimension`; without one they have the model's own.
+        """
         room = positions(config)
         rules.setdefault("query_max_length", min(512, room))
         rules.setdefault("passage_max_length", min(512, room))
         return cls(
             architecture=config.model_type,
-            dimension=config.hidden_size,
+            dimension=config.hidden_size if dimension is None else dimension,
+            projection=projection,
             tokenizer_fingerprint=tokenizer.fingerprint,
             golden=_golden(tokenizer, GOLDEN_TEXTS),
             **rules,
@@ -150,7 +169,7 @@ class Contract:
         """Complain, saying what differs, unless this model and tokenizer are the ones the contract is about."""
         facts: Mapping[str, tuple[object, object]] = {
             "architecture": (self.architecture, config.model_type),
-            "dimension": (self.dimension, config.hidden_size),
+            "dimension": (self.dimension, self.dimension if self.projection else config.hidden_size),
             "tokenizer_fingerprint": (self.tokenizer_fingerprint, tokenizer.fingerprint),
         }
         for name, (said, found) in facts.items():
@@ -166,6 +185,12 @@ class Contract:
                 )
         if tokenizer.vocab_size > config.vocab_size:
             raise CheckpointError(f"the tokenizer knows {tokenizer.vocab_size} ids, the model {config.vocab_size}")
+        if config.model_type.startswith("xlm-roberta") and tokenizer.pad != config.pad_token_id:
+            # its positions are counted from there; BERT's are not, and E5's small one states another id than it uses
+            raise CheckpointError(
+                f"the tokenizer pads with id {tokenizer.pad}, the model with {config.pad_token_id}; "
+                "it is another model's tokenizer"
+            )
         longest = max(self.query_max_length, self.passage_max_length)
         if longest > positions(config):
             raise CheckpointError(f"contract allows {longest} tokens, the model has {positions(config)} positions")
@@ -180,11 +205,14 @@ class Contract:
 
     def in_words(self) -> str:
         """The contract for a person to read, a line a fact."""
+        made = "mean of all tokens" if self.pooling == "mean" else "first token"
+        if self.projection:
+            made += ", projected" + (f" through {self.projection}" if self.projection != "identity" else "")
         length = "brought to length one" if self.normalise else "left at their length"
         passage = f"title{self.title_joiner!r}text, {self.passage_max_length} tokens at most"
         lines = {
             "architecture": f"{self.architecture}, {self.dimension} dimensions",
-            "vectors": f"{'mean of all tokens' if self.pooling == 'mean' else 'first token'}, {length}",
+            "vectors": f"{made}, {length}",
             "similarity": "dot product" if self.similarity == "dot" else "cosine",
             "queries": f"{_prefix(self.query_prefix)}text, {self.query_max_length} tokens at most",
             "passages": _prefix(self.passage_prefix) + passage,

@@ -1,55 +1,76 @@
-"""Checkpoints that others wrote: what their files say about their use, and their weights under our names.
+"""Checkpoints that others wrote: where their parts lie and how they must be used.
 
-Nothing is guessed here. What a folder does not say is asked for, and a weight that has no place, or a place that has no
-weight, is an error: loading around it in silence is how Contriever's own fine-tuned weights came to be ignored.
+Nothing is guessed here. The registry says it for names it knows, else the folder's own files do; what neither says is
+asked for. What we do not load is refused with the reason and with what to take instead.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
-import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from . import registry
-from .contract import CheckpointError, Rules
+from . import registry, sentence_transformers_folder
+from .contract import POOLINGS, SIMILARITIES, CheckpointError, Rules, positions
+from .model import ARCHITECTURES
+from .sentence_transformers_folder import MODULES, Dense
+from .weights import named, read_json, read_weights
 
-WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-_CHOICES = {"pooling": ("mean", "cls"), "similarity": ("dot", "cosine")}
-# Parts of a model that the vectors do not go through, and buffers that older versions of transformers saved.
-_UNUSED = re.compile(r"(pooler|lm_head|cls)\.|embeddings\.(position_ids|token_type_ids)$")
-_HUB_PREFIX = re.compile(r"^(roberta|bert)\.")
-
-
-def read_json(path: Path, kind: type = dict) -> Any:
-    """A JSON object (or list) of a checkpoint's folder."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; copy or download the folder again") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); copy or download the folder again") from error
-    if not isinstance(content, kind):
-        raise CheckpointError(f"{path}: expected a JSON {kind.__name__}, got {str(content)[:60]!r}")
-    return content
+CONFIG = "config.json"
+_CHOICES = {"pooling": POOLINGS, "similarity": SIMILARITIES}
+# What the published training code writes into a configuration, and the classes it writes it for.
+_CONTRIEVER_POOLINGS = {"average": "mean", "mean": "mean", "cls": "cls"}
+_CONTRIEVER_CLASSES = ("Contriever", "XLMRetriever")
 
 
-def find_rules(folder: Path, name: str, given: Rules) -> Rules:
-    """How to use the checkpoint in `folder`: as the registry, its own files and then `given` say."""
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint of others: where its model lies, its configuration and rules of use, and who says those."""
+
+    folder: Path
+    config: Any
+    rules: Rules
+    dense: Dense | None
+    said_by: str
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What its contract says of a projection."""
+        return {"projection": self.dense.activation, "dimension": self.dense.dimension} if self.dense else {}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by our names."""
+        return named(read_weights(self.folder)) | (self.dense.weights() if self.dense else {})
+
+
+def find(folder: Path, name: str, given: Rules) -> Found:
+    """The checkpoint in `folder` and how to use it: as the registry or its own files say, and then as `given`."""
+    transformer = sentence_transformers_folder.transformer_folder(folder)
+    config = read_config(transformer)
     known = registry.find(name)
+    dense, rules, said_by = None, Rules(), "nobody but you"
+    if (folder / MODULES).is_file():
+        parts = sentence_transformers_folder.read(folder, positions(config))
+        dense, rules, said_by = parts.dense, parts.rules, f"its own files, {MODULES} and those it names"
+    elif getattr(config, "pooling", None) is not None:
+        rules, said_by = _contriever(transformer / CONFIG, config), f"its {CONFIG}"
     if known:
-        rules = known.rules
-    elif (folder / "modules.json").is_file():
-        rules = _sentence_transformers(folder)
-    else:
-        rules = Rules()
-    rules = Rules(**{**rules, **given})  # type: ignore[typeddict-item]
+        rules, said_by = known.rules, "the registry of known checkpoints"
+        found = dense.activation if dense else ""
+        if found != known.projection:
+            raise CheckpointError(
+                f"{name}: its folder has {found or 'no'} projection, "
+                f"the model of that name {known.projection or 'none'}; download it again"
+            )
+    return Found(transformer, config, complete(name, rules, given), dense, said_by)
+
+
+def complete(name: str, said: Rules, given: Rules) -> Rules:
+    """What a checkpoint says of its use, and over it what is `given`; what neither says is asked for."""
+    rules = Rules(**{**said, **given})  # type: ignore[typeddict-item]
     if rules.get("similarity") == "cosine":
         rules.setdefault("normalise", True)
     missing = [key for key in _CHOICES if key not in rules]
@@ -63,127 +84,41 @@ def find_rules(folder: Path, name: str, given: Rules) -> Rules:
     return rules
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a folder in Hugging Face's layout, named as in the bare model, in fp32."""
-    if (folder / WEIGHTS).is_file():
-        tensors = dict(_safetensors(folder / WEIGHTS))
-    elif (folder / INDEX).is_file():
-        parts = {_inside(folder, part, INDEX) for part in _weight_map(folder / INDEX).values()}
-        tensors = {name: tensor for part in sorted(parts) for name, tensor in _safetensors(part)}
-    elif (folder / PICKLED).is_file():
-        tensors = _pickled(folder / PICKLED)
-    else:
-        raise CheckpointError(f"{folder}: no weights in it; expected {WEIGHTS}, {INDEX} or {PICKLED}")
-    return {name: tensor.float() for name, tensor in _ours(tensors)}
+def read_config(folder: Path) -> Any:
+    """The configuration of a model of a kind we load; any other is refused."""
+    path = folder / CONFIG
+    content = read_json(path)
+    kind = content.get("model_type")
+    known = registry.refused_type(kind)
+    instead = f"; take {known.instead}" if known else ""
+    if content.get("auto_map"):
+        raise CheckpointError(
+            f"{path}: its model is code that comes with it (auto_map); such code is never run here{instead}"
+        )
+    if kind not in ARCHITECTURES:
+        why = f" ({known.why})" if known else ""
+        loaded = ", ".join(ARCHITECTURES)
+        raise CheckpointError(f"{path}: model_type {kind!r} cannot be loaded{why}{instead}; known: {loaded}")
+    try:
+        config = ARCHITECTURES[kind][0].from_dict(content)
+        positions(config)
+        return config
+    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not a configuration of {kind} ({why}); download the folder again") from error
 
 
-def fill(model: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Put the weights into the model: every place gets one, every one has a place, and the shapes agree."""
-    places = model.state_dict()
-    for what, names in (("lack", places.keys() - weights.keys()), ("have unknown", weights.keys() - places.keys())):
-        if names:
-            shown = ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")
-            raise CheckpointError(f"{origin}: its weights {what} {shown} ({len(names)} in all); is it another model?")
-    for name, place in places.items():
-        if weights[name].shape != place.shape:
-            found, expected = tuple(weights[name].shape), tuple(place.shape)
-            raise CheckpointError(f"{origin}: {name} has shape {found}, its config.json says {expected}")
-    model.load_state_dict(weights)
+def refuse(name: str) -> None:
+    """Say why a model of that name on the hub is not loaded, before anything is downloaded."""
+    if row := registry.refused(name):
+        raise CheckpointError(f"{name}: cannot be loaded, for {row.why}; take {row.instead}")
 
 
-def _sentence_transformers(folder: Path) -> Rules:
-    rules = Rules(normalise=False)
-    for module in read_json(folder / "modules.json", list):
-        said = module if isinstance(module, dict) else {}
-        kind, place = said.get("type"), said.get("path")
-        if not (isinstance(kind, str) and isinstance(place, str)):
-            raise CheckpointError(
-                f"{folder}/modules.json: a module must have a type and a path, got {str(module)[:60]!r}"
-            )
-        kind = kind.rpartition(".")[2]
-        if kind == "Pooling":
-            rules["pooling"] = _pooling(_inside(folder, place, "modules.json") / "config.json")
-        elif kind == "Normalize":
-            rules |= Rules(normalise=True, similarity="cosine")
-        elif kind != "Transformer":
-            raise CheckpointError(
-                f"{folder}/modules.json: module {kind} cannot be loaded; known: Transformer, Pooling, Normalize"
-            )
-    _transformer(folder / "sentence_bert_config.json", rules)
-    _use(folder / "config_sentence_transformers.json", rules)
+def _contriever(path: Path, config: Any) -> Rules:
+    if config.pooling not in _CONTRIEVER_POOLINGS:
+        known = ", ".join(_CONTRIEVER_POOLINGS)
+        raise CheckpointError(f"{path}: pooling {config.pooling!r} cannot be loaded; known: {known}")
+    rules = Rules(pooling=_CONTRIEVER_POOLINGS[config.pooling])
+    if set(config.architectures or ()) & set(_CONTRIEVER_CLASSES):
+        rules |= Rules(similarity="dot", normalise=False)
     return rules
-
-
-def _weight_map(path: Path) -> dict[str, Any]:
-    parts = read_json(path).get("weight_map")
-    if not (isinstance(parts, dict) and parts):
-        raise CheckpointError(f"{path}: weight_map must say which file holds which weight, got {str(parts)[:60]!r}")
-    return parts
-
-
-def _inside(folder: Path, name: object, file: str) -> Path:
-    """The path of a file that the folder's `file` names. By its words alone: in the hub's cache files are links out."""
-    steps = PurePosixPath(name.replace("\\", "/")) if isinstance(name, str) else None
-    if steps is None or steps.is_absolute() or ".." in steps.parts or ":" in str(steps):
-        raise CheckpointError(f"{folder}/{file}: names {name!r}; expected a path inside the checkpoint's own folder")
-    return folder / steps
-
-
-def _pooling(path: Path) -> str:
-    modes = [key for key, on in read_json(path).items() if key.startswith("pooling_mode_") and on is True]
-    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if len(modes) != 1 or modes[0] not in names:
-        raise CheckpointError(f"{path}: pooling {modes} cannot be loaded; known: {', '.join(names)}")
-    return names[modes[0]]
-
-
-def _transformer(path: Path, rules: Rules) -> None:
-    said = read_json(path) if path.is_file() else {}
-    if length := said.get("max_seq_length"):
-        if not isinstance(length, int):
-            raise CheckpointError(f"{path}: max_seq_length must be a whole number, got {length!r}")
-        rules["query_max_length"] = rules["passage_max_length"] = length
-    rules["lowercase"] = bool(said.get("do_lower_case", False))
-
-
-def _use(path: Path, rules: Rules) -> None:
-    said = read_json(path) if path.is_file() else {}
-    prompts: Any = said.get("prompts") or {}
-    if not (isinstance(prompts, dict) and all(isinstance(prompt, str) for prompt in prompts.values())):
-        raise CheckpointError(f"{path}: prompts must be texts by name, got {str(prompts)[:60]!r}")
-    rules["query_prefix"] = prompts.get("query", "")
-    rules["passage_prefix"] = str(prompts.get("document", prompts.get("passage", "")))
-    if said.get("similarity_fn_name"):
-        rules["similarity"] = str(said["similarity_fn_name"])
-        rules["normalise"] = rules["normalise"] or rules["similarity"] == "cosine"
-
-
-def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(str(path), framework="pt") as stream:
-            for name in stream.keys():  # noqa: SIM118  (not a mapping)
-                yield name, stream.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or incomplete ({error}); copy or download it again") from error
-
-
-def _pickled(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        why = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: damaged, or holds more than tensors ({why}); only tensors are read") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: expected tensors by name")
-    return content
-
-
-def _ours(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        bare = _HUB_PREFIX.sub("", name)
-        if not _UNUSED.match(bare):
-            # BERT's first checkpoints still have TensorFlow's names.
-            yield (
-                bare.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"),
-                tensor,
-            )

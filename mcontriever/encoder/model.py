@@ -10,13 +10,11 @@ import contextlib
 import copy
 import dataclasses
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -28,11 +26,12 @@ from transformers import (
 )
 
 from ..corpus.tokenizer import Tokenizer
-from ..errors import DataError, SettingsError
-from ..pairs import Packed, pack
+from ..errors import SettingsError
+from ..pairs import Packed
 from ..settings import in_range
-from . import attention, layers
+from . import attention, layers, pooling
 from .contract import CheckpointError, Contract, Rules, first_position
+from .encoding import Encodes
 
 attention.register()
 
@@ -76,8 +75,8 @@ class ModelSettings:
             raise SettingsError(f"model.heads must divide model.hidden ({self.hidden}) evenly, got {self.heads}")
 
 
-class Encoder(nn.Module):
-    """Texts to vectors, by the rules of a contract."""
+class Encoder(Encodes, nn.Module):
+    """Texts to vectors, by the rules of a contract; `Encodes` has the methods that take texts."""
 
     source: str = ""
     """The folder or hub name this was loaded from; empty for one that was not."""
@@ -94,6 +93,7 @@ class Encoder(nn.Module):
         self.model: nn.Module = ARCHITECTURES[config.model_type][1](config, add_pooling_layer=False)
         self.model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
         layers.replace(self.model)
+        self.projection = nn.Linear(config.hidden_size, contract.dimension) if contract.projection else None
         self.attention_dropout = 0.0
 
     @classmethod
@@ -156,13 +156,9 @@ class Encoder(nn.Module):
             hidden = self.model(
                 input_ids=packed.ids[None], position_ids=self._positions(packed)[None], layout=layout
             ).last_hidden_state[0]  # (T, D)
-        starts = packed.cu_seqlens[:-1]
-        if self.contract.pooling == "cls":
-            vectors = hidden[starts].float()
-        else:
-            # not index_add_, whose sums on a GPU come out in another order every time
-            # unsafe: no look at the lengths, for which a GPU would be waited for
-            vectors = torch.segment_reduce(hidden.float(), "mean", lengths=packed.lengths, axis=0, unsafe=True)
+        vectors = pooling.pool(hidden, packed, self.contract.pooling)
+        if self.projection is not None:
+            vectors = pooling.project(vectors, self.projection, self.contract.projection)
         return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
 
     def _autocast(self) -> torch.autocast:
@@ -180,59 +176,6 @@ class Encoder(nn.Module):
         """Where the weights lie."""
         return next(self.parameters()).device
 
-    @overload
-    def encode_queries(
-        self, texts: Sequence[str], *, batch_tokens: int = ..., as_numpy: Literal[True] = ...
-    ) -> NDArray[np.float32]: ...
-    @overload
-    def encode_queries(self, texts: Sequence[str], *, batch_tokens: int = ..., as_numpy: Literal[False]) -> Tensor: ...
-    def encode_queries(
-        self, texts: Sequence[str], *, batch_tokens: int = 4096, as_numpy: bool = True
-    ) -> NDArray[np.float32] | Tensor:
-        """Queries to (N, D) in their order. A forward pass takes about `batch_tokens` tokens, sorted by length."""
-        _refuse_string(texts)
-        prepared = []
-        for row, text in enumerate(texts):
-            _not_empty(_checked(text, f"query {row}"), f"query {row}")
-            prepared.append(self.contract.query_text(text))
-        vectors = self._encode(prepared, self.contract.query_max_length, batch_tokens)
-        return vectors.numpy() if as_numpy else vectors
-
-    @overload
-    def encode_passages(
-        self, passages: Sequence[str | tuple[str, str]], *, batch_tokens: int = ..., as_numpy: Literal[True] = ...
-    ) -> NDArray[np.float32]: ...
-    @overload
-    def encode_passages(
-        self, passages: Sequence[str | tuple[str, str]], *, batch_tokens: int = ..., as_numpy: Literal[False]
-    ) -> Tensor: ...
-    def encode_passages(
-        self, passages: Sequence[str | tuple[str, str]], *, batch_tokens: int = 4096, as_numpy: bool = True
-    ) -> NDArray[np.float32] | Tensor:
-        """Passages, texts or (title, text) pairs, to (N, D) in their order; see `encode_queries`."""
-        _refuse_string(passages)
-        prepared = []
-        for row, passage in enumerate(passages):
-            title, text = passage if isinstance(passage, tuple | list) and len(passage) == 2 else ("", passage)
-            _checked(text, f"passage {row}", "a text or a (title, text) pair")
-            _checked(title, f"passage {row}'s title")
-            _not_empty(title + text, f"passage {row}")
-            prepared.append(self.contract.passage_text(text, title))
-        vectors = self._encode(prepared, self.contract.passage_max_length, batch_tokens)
-        return vectors.numpy() if as_numpy else vectors
-
-    def _encode(self, texts: list[str], max_length: int, batch_tokens: int) -> Tensor:
-        vectors = torch.empty(len(texts), self.contract.dimension)
-        sequences = self.tokenizer.encode(texts) if texts else []
-        # Longest first: what does not fit into memory fails at once, not after an hour.
-        order = sorted(range(len(texts)), key=lambda row: -len(sequences[row]))
-        with self._inference():
-            for rows in _batches(order, [min(len(ids) + 2, max_length) for ids in sequences], batch_tokens):
-                chosen = [sequences[row] for row in rows]
-                packed = pack(chosen, self.tokenizer.bos, self.tokenizer.eos, max_length).to(self.device)
-                vectors[rows] = self(packed).cpu()
-        return vectors
-
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
         was_training = self.training
@@ -243,39 +186,3 @@ class Encoder(nn.Module):
                 yield
         finally:
             self.train(was_training)
-
-
-def _batches(order: list[int], lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Cut `order` where the next sequence would pass the budget; one longer than the budget goes alone."""
-    batch: list[int] = []
-    total = 0
-    for row in order:
-        if batch and total + lengths[row] > batch_tokens:
-            yield batch
-            batch, total = [], 0
-        batch.append(row)
-        total += lengths[row]
-    if batch:
-        yield batch
-
-
-def _checked(text: object, what: str, expected: str = "a text") -> str:
-    if not isinstance(text, str):
-        raise DataError(f"{what} is {text!r}; expected {expected}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # a JSON escape can spell half of a character; the tokenizer panics over it
-        where = f"{text[error.start]!r} at character {error.start}"
-        raise DataError(f"{what} holds half of a surrogate pair, {where}; mend the text") from error
-    return text
-
-
-def _not_empty(text: str, what: str) -> str:
-    if not text.strip():
-        raise DataError(f"{what} is empty; leave it out or give it a text (counted from 0)")
-    return text
-
-
-def _refuse_string(texts: object) -> None:
-    if isinstance(texts, str):
-        raise DataError(f"expected a list of texts, got one text {texts[:40]!r}; write [text]")

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..corpus.formats import Passage, Query, read_passages, read_qrels, read_queries
+from ..corpus.formats import Passage, Query, read_qrels, read_queries
+from ..corpus.passages import read_passages
 from ..errors import DataError, UsageError, did_you_mean
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-def prefetch(make: Callable[[int], T], steps: Iterable[int]) -> Generator[tuple[int, T], None, None]:
+def prefetch(make: Callable[[S], T], steps: Iterable[S]) -> Generator[tuple[S, T], None, None]:
     """Each step with `make(step)`, in order. What `make` raises is raised when its step's turn has come.
 
     Close the iterator (`contextlib.closing`) where the loop may end before the steps do: it waits for the thread.

@@ -1,129 +1,209 @@
-"""Passages to vectors: `mcontriever embed`. Streams the corpus in chunks, so memory does not grow with it."""
+"""Passages to vectors: `mcontriever embed`. One shard after another, so memory does not grow with the corpus.
+
+The corpus is read once, in blocks; a block's hash says whether its shard is there already. All ways of sharing the work
+are the same one: part i of n does every n-th shard, be it a process, a rank of a launcher, a machine or a task of Ray.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import sys
-from collections.abc import Iterable, Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..artifact import is_artifact, open_artifact, refuse_other, refuse_overlap, writing
-from ..corpus.formats import Passage, read_passages
-from ..errors import ArtifactError, DataError
-from ..progress import bar, track
-from ..settings import in_range
-from .store import PassageWriter, count_and_hash
-from .vectors import KIND, VECTORS, describe_encoder
+from .. import workers
+from ..artifact import open_artifact, refuse_other, refuse_overlap
+from ..corpus.passages import Block, estimate_lines, passage_files, read_blocks, unread_files
+from ..corpus.report import Tally
+from ..errors import DataError, SettingsError
+from ..pairs.prefetch import prefetch
+from ..progress import bar, note
+from .embed_settings import STDIN, EmbedSettings
+from .shard import SHARD, Treatment, make_shard, name_of, same_number
+from .vectors import KIND, describe_encoder, refuse_existing
+from .workplace import join, keeping, locked, made_from, place_of, prepare_place
 
 if TYPE_CHECKING:
     from ..encoder import Encoder
 
-CHUNK = 256  # at least so many passages are held, embedded and reported at a time; packing wastes nothing on padding
+__all__ = ["EmbedSettings", "embed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedSettings:
-    """Embed the passages of a corpus with a checkpoint."""
+class Part:
+    """Part `number` of the `of` that the work is cut into; `local` counts those on this machine, for GPUs.
 
-    checkpoint: str
-    """checkpoint folder, or the name of a model on the Hugging Face hub"""
-    corpus: str
-    """folder with corpus.<language>.jsonl[.gz] files, or one such file"""
-    out: str
-    """folder to write"""
-    batch_tokens: int = 4096
-    """tokens that go through the encoder at a time"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is faster where the hardware knows it; vectors are stored as float32 either way"""
-    device: str = ""
-    """cpu, cuda, cuda:1 ...; by default a GPU where there is one"""
-    overwrite: bool = False
-    """replace OUT if it holds vectors made from something else"""
+    `threads`, unless 0, is how many it may use on a CPU. One that is only `compared` embeds nothing.
+    """
 
-    def __post_init__(self) -> None:
-        in_range("batch_tokens", self.batch_tokens, 1, 10_000_000)
+    settings: EmbedSettings
+    number: int
+    of: int
+    local: int = 0
+    threads: int = 0
+    compared: bool = False
 
 
 def embed(settings: EmbedSettings) -> Path:
     """Write a `vectors` artifact. One already made from the same passages by the same encoder is left as it is."""
-    from ..encoder import load
-
     out = Path(settings.out)
-    refuse_overlap(out, [settings.checkpoint, settings.corpus])
+    inputs = [settings.checkpoint, "" if settings.corpus == STDIN else settings.corpus]
+    for place in (out, place_of(out)):
+        refuse_overlap(place, inputs)
     refuse_other(out, KIND)
-    count, passages_hash = count_and_hash(track(read_passages(settings.corpus), "Checking", "passages"))
-    if not count:
-        raise DataError(f"{settings.corpus}: no passages; expected lines like {{'_id', 'title', 'text'}}")
-    encoder = load(settings.checkpoint, device=settings.device or None, precision=settings.precision)
-    meta = {
-        "count": count,
-        "passages": passages_hash,
-        "precision": settings.precision,
-        "encoder": describe_encoder(encoder, settings.checkpoint),
-    }
-    if same_inputs(out, KIND, meta) and not settings.overwrite:
-        sys.stderr.write(f"{out}: made from the same passages by the same encoder already; kept\n")
+    passage_files(settings.corpus)  # complains of one that is not there, before an encoder is loaded
+    if out.exists() and not settings.overwrite:
+        _check_same(out, settings)
         return out
-    refuse_existing(out, settings.overwrite)
-    with writing(out, KIND, overwrite=settings.overwrite) as draft:
-        draft.meta.update(meta)
-        passages, done = PassageWriter(draft.folder), 0
-        # Written in order, not through a memory map: on a full disk a map kills the process, a write is an error.
-        with (draft.folder / VECTORS).open("wb") as stream:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (count, encoder.contract.dimension)}
-            np.lib.format.write_array_header_1_0(stream, header)
-            for chunk, rows in embed_passages(encoder, read_passages(settings.corpus), count, settings.batch_tokens):
-                stream.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
-                for passage in chunk:
-                    passages.write(passage)
-                done += len(chunk)
-        if done != count:
-            raise DataError(f"{settings.corpus}: changed while it was read ({count} passages, then {done})")
-        passages.close()
+    parts, rank = _parts(settings)
+    if not rank and (passed_over := unread_files(settings.corpus)):
+        note(f"{settings.corpus}: not read, as their names are not those of passages: {', '.join(passed_over)}")
+    try:
+        _embed(settings, parts, rank)
+    except FileNotFoundError:
+        if place_of(out).exists() or not out.exists():
+            raise
+        _check_same(out, settings)  # the other parts were all there was to do, and put away the folder before we began
     return out
 
 
-def embed_passages(
-    encoder: Encoder, passages: Iterable[Passage], count: int, batch_tokens: int = 4096
-) -> Iterator[tuple[list[Passage], np.ndarray]]:
-    """Passages and their vectors (B, D), a chunk at a time, with progress; vectors that are not finite are refused."""
-    with bar("Embedding", count, "passages") as running:
-        for chunk in _chunks(passages, max(CHUNK, batch_tokens // 16)):
-            texts = [(passage.title, passage.text) for passage in chunk]
-            rows = encoder.encode_passages(texts, batch_tokens=batch_tokens)
-            finite = np.isfinite(rows).all(axis=1)
-            if not finite.all():
-                bad = chunk[int(np.argmin(finite))].id
-                raise ArtifactError(
-                    f"the encoder's vector for passage {bad!r} is not finite; is the checkpoint damaged?"
+def _embed(settings: EmbedSettings, parts: list[Part], rank: int) -> None:
+    out, alone = Path(settings.out), len(parts) == parts[0].of
+    total, unit = None, "passages"
+    if (estimated := estimate_lines(passage_files(settings.corpus))) is not None:
+        total = round(estimated[0] * len(parts) / parts[0].of)
+        unit = "passages" if estimated[1] and alone else "passages, about"
+    with keeping(place_of(out), alone), bar("Embedding", total, unit, shown=not rank) as running:
+
+        def progress(count: int, result: dict[str, Any] | None) -> None:
+            if count < 0:  # done by a run before
+                running.skip(-count)
+            running.advance(max(count, 0) if result is None or not settings.ray else result["embedded"])
+
+        done = workers.run(
+            embed_part,
+            parts,
+            workers=1 if settings.ray else len(parts),
+            address=settings.ray,
+            gpus=_gpus(settings),
+            label=lambda part: f"part {part.number} of {part.of}",
+            progress=progress,
+        )
+        names, about = done[0]["names"], done[0]["about"]
+        if any(found["names"] != names for found in done):
+            raise DataError(f"{settings.corpus}: changed while it was read; run it again")
+        join(out, names, about, bad_lines=settings.bad_lines, overwrite=settings.overwrite)
+
+
+def embed_part(part: Part) -> dict[str, Any]:
+    """Make every `of`-th shard that is not there yet; returns the names of all shards, and what is said of them."""
+    encoder, settings = _load(part), part.settings
+    described = describe_encoder(encoder, settings.checkpoint)
+    treatment = Treatment(encoder=described["fingerprint"], precision=settings.precision, stored=settings.dtype)
+    about = {"encoder": described, "precision": settings.precision, "dtype": settings.dtype}
+    names: list[str] = []
+    if part.compared:
+        names += (name_of(number, block, treatment) for number, block in _blocks(settings, lambda number, block: False))
+        return {"names": names, "about": about, "embedded": 0}
+    work = place_of(Path(settings.out))
+    prepare_place(work, treatment, settings.overwrite)
+    tally, embedded = Tally(settings.bad_lines), 0
+    busy = f"{work}: another process is doing part {part.number} of {part.of} of the same; wait for it"
+
+    def needed(number: int, block: Block) -> bool:
+        return number % part.of == part.number and not (work / name_of(number, block, treatment)).exists()
+
+    with locked(work / f"part-{part.number}-of-{part.of}.lock", busy):
+        for number, block in _blocks(settings, needed):
+            names.append(name_of(number, block, treatment))
+            if number % part.of != part.number:
+                continue
+            path = work / names[-1]
+            if (facts := workers.finished(path, SHARD)) is None:
+                for other in same_number(work, names[-1]):
+                    note(f"{block.file}: differs from what was begun, from line {block.first_line} on; embedded anew")
+                    shutil.rmtree(other)
+                facts = make_shard(
+                    path,
+                    block,
+                    encoder,
+                    treatment,
+                    batch_tokens=settings.batch_tokens or None,
+                    strict=not settings.bad_lines,
                 )
-            yield chunk, rows
-            running.advance(len(chunk))
+                embedded += facts["count"]
+            else:
+                workers.tick(-facts["count"])
+            tally.add(facts)
+    return {"names": names, "about": about, "embedded": embedded}
 
 
-def same_inputs(path: Path, kind: str, meta: dict[str, Any]) -> bool:
-    """Whether a complete artifact with this `meta` lies there; where an encoder was found is not part of it."""
+def _blocks(settings: EmbedSettings, needed: Callable[[int, Block], bool]) -> Iterator[tuple[int, Block]]:
+    """Numbered blocks; while one is embedded the next one is read and hashed and, where it is needed, parsed."""
+    source = read_blocks(settings.corpus, language=settings.language, lines=settings.shard_passages)
 
-    def comparable(meta: dict[str, Any]) -> dict[str, Any]:
-        encoder = {key: value for key, value in meta.get("encoder", {}).items() if key != "checkpoint"}
-        return meta | {"encoder": encoder}
+    def following(number: int) -> Block | None:
+        block = next(source, None)
+        if block is not None and block.digest and needed(number, block):
+            _ = block.items  # as its digest, kept by the block
+        return block
 
-    if not is_artifact(path, kind):
-        return False
-    return comparable(open_artifact(path, kind, verify=True).meta) == comparable(meta)
-
-
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Say at once, before any work, that something else lies at `path`."""
-    if path.exists() and not overwrite:
-        raise ArtifactError(f"{path} exists already and was made from other inputs; give --overwrite, or another --out")
+    with contextlib.closing(prefetch(following, itertools.count())) as coming:
+        for number, block in coming:
+            if block is None:
+                return
+            yield number, block
 
 
-def _chunks(passages: Iterable[Passage], size: int) -> Iterator[list[Passage]]:
-    iterator = iter(passages)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
+def _parts(settings: EmbedSettings) -> tuple[list[Part], int]:
+    """What this process and its workers do, and its rank under a launcher."""
+    number, of = settings.part
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        if settings.workers > 1 or settings.ray:
+            raise SettingsError("under a launcher its ranks share the work: leave out --workers and --ray")
+        if settings.corpus == STDIN:
+            raise SettingsError("standard input can be read by one process only: start it without a launcher")
+        from ..ranks import local_rank, local_world_size
+
+        threads = max(1, workers.cores() // local_world_size())
+        return [
+            Part(settings=settings, number=number * world + rank, of=of * world, local=local_rank(), threads=threads)
+        ], rank
+    count = settings.workers or (workers.slots(settings.ray, _gpus(settings)) if settings.ray else 1)
+    threads = 1 if settings.ray else max(1, workers.cores() // count) if count > 1 else 0
+    return [
+        Part(settings=settings, number=number * count + each, of=of * count, local=each, threads=threads)
+        for each in range(count)
+    ], 0
+
+
+def _gpus(settings: EmbedSettings) -> int:
+    return int(bool(settings.ray) and settings.device.startswith("cuda"))
+
+
+def _load(part: Part) -> Encoder:
+    import torch
+
+    from ..encoder import load
+
+    device = part.settings.device
+    if part.threads:
+        torch.set_num_threads(part.threads)
+        # Ray has already given each task its own
+        if not device and torch.cuda.is_available() and not part.settings.ray:
+            device = f"cuda:{part.local % torch.cuda.device_count()}"
+    return load(part.settings.checkpoint, device=device or None, precision=part.settings.precision)
+
+
+def _check_same(out: Path, settings: EmbedSettings) -> None:
+    """Complain unless what lies at OUT is what would be made; nothing is embedded to know it."""
+    meta = open_artifact(out, KIND).meta
+    found = embed_part(Part(settings=settings, number=0, of=1, compared=True))
+    if meta.get("made_from") != made_from(found["names"]):
+        refuse_existing(out, overwrite=False)
+    note(f"{out}: made from the same passages by the same encoder already; kept")

@@ -7,7 +7,6 @@ byte and checked after, and nothing padded leaves this file. Letters: N passages
 
 from __future__ import annotations
 
-import shutil
 import struct
 import sys
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ import numpy as np
 from ..artifact import Artifact, open_artifact, refuse_other, refuse_overlap, writing
 from ..errors import ArtifactError, UsageError, require
 from ..progress import bar
-from .embed import refuse_existing, same_inputs
 from .lexical import LexicalIndex
-from .store import LINES, PASSAGES, PassageStore
-from .vectors import Vectors
+from .store import PassageStore, copy_passages
+from .vectors import Rows, Vectors, refuse_existing, same_inputs
 
 KIND = "index"
 DENSE = "index.faiss"
@@ -53,7 +51,7 @@ class DenseIndex:
         self._faiss, self._index = _faiss(), index
 
     @classmethod
-    def build(cls, vectors: np.ndarray) -> DenseIndex:
+    def build(cls, vectors: np.ndarray | Rows) -> DenseIndex:
         """Index the rows (N, D), finite float32."""
         index = _faiss().IndexFlat(vectors.shape[1], _faiss().METRIC_INNER_PRODUCT)
         with bar("Indexing", len(vectors), "vectors") as running:
@@ -154,8 +152,7 @@ def build_index(settings: IndexSettings) -> Path:
     with writing(out, KIND, overwrite=settings.overwrite) as draft:
         draft.meta.update(meta)
         DenseIndex.build(vectors.vectors).save(draft.folder / DENSE)
-        for name in (PASSAGES, LINES):
-            shutil.copyfile(vectors.artifact.file(name), draft.folder / name)
+        copy_passages(vectors.passages.stores(), draft.folder)
         if settings.lexical:
             LexicalIndex.build(vectors.passages, len(vectors)).save(draft.folder)
     return out
@@ -172,3 +169,10 @@ def open_index(path: Path | str) -> tuple[Artifact, PassageStore]:
 
 def _faiss() -> Any:
     return require("faiss", "cpu", "dense search")
+
+
+def faiss_build() -> str:
+    """The installed FAISS in words: its version, what it was compiled for, and the GPUs it sees."""
+    faiss = _faiss()
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    return f"{faiss.__version__}, compiled with {faiss.get_compile_options().strip()}, sees {gpus} GPUs"

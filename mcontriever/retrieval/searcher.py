@@ -12,10 +12,10 @@ import numpy as np
 from ..corpus.formats import Passage
 from ..corpus.rows import is_text
 from ..errors import ArtifactError, UsageError
-from ..progress import track
-from .embed import embed_passages
+from ..progress import bar, track
 from .index import DenseIndex, check_k, open_index
 from .lexical import LexicalIndex
+from .shard import encode_chunks
 from .store import PassageStore
 from .vectors import check_encoder
 
@@ -56,7 +56,11 @@ class Searcher:
         known = [_as_passage(passage, number) for number, passage in enumerate(passages)]
         if not known:
             raise UsageError("no passages were given; a searcher needs at least one")
-        vectors = [rows for _, rows in embed_passages(encoder, known, len(known), batch_tokens)]
+        vectors = []
+        with bar("Embedding", len(known), "passages") as running:
+            for _, rows in encode_chunks(encoder, known, batch_tokens):
+                vectors.append(rows)
+                running.advance(len(rows))
         return cls(encoder, DenseIndex.build(np.concatenate(vectors)), known)
 
     @classmethod

@@ -5,9 +5,9 @@ Row n of the vectors is line n; a search over millions of passages must not hold
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from ..artifact import Artifact
 from ..corpus.formats import Passage
+from ..corpus.shards import GrowingArray
 from ..errors import ArtifactError
 
 PASSAGES, LINES = "passages.jsonl", "lines.npy"
@@ -26,15 +27,6 @@ def line(passage: Passage) -> bytes:
     """A passage as it is stored."""
     fields = {"id": passage.id, "title": passage.title, "text": passage.text, "language": passage.language}
     return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-
-
-def count_and_hash(passages: Iterable[Passage]) -> tuple[int, str]:
-    """How many there are, and one hash of all they say, in one pass and without holding them."""
-    digest, count = hashlib.sha256(), 0
-    for passage in passages:
-        digest.update(line(passage))
-        count += 1
-    return count, digest.hexdigest()
 
 
 class PassageWriter:
@@ -54,6 +46,20 @@ class PassageWriter:
         np.save(self._folder / LINES, np.asarray(self._offsets, dtype=np.int64), allow_pickle=False)
 
 
+def copy_passages(stores: Iterable[PassageStore], folder: Path) -> None:
+    """Put the passages of several stores, one after another, into a draft's folder as those of one."""
+    offsets = GrowingArray(folder / LINES, np.int64)
+    offsets.append(np.zeros(1, dtype=np.int64))
+    size = 0
+    with (folder / PASSAGES).open("wb") as stream:
+        for store in stores:
+            store.stream.seek(0)
+            shutil.copyfileobj(store.stream, stream)
+            offsets.append(store.offsets[1:] + size)
+            size += int(store.offsets[-1])
+    offsets.close()
+
+
 class PassageStore:
     """Passages by row, from a verified artifact."""
 
@@ -62,19 +68,19 @@ class PassageStore:
         offsets = np.load(artifact.file(LINES), allow_pickle=False, mmap_mode="r")
         if offsets.ndim != 1 or len(offsets) == 0 or offsets[-1] != self._path.stat().st_size:
             raise ArtifactError(f"{artifact.path}: {LINES} does not belong to its {PASSAGES}; write the folder again")
-        self._offsets = offsets
+        self.offsets = offsets
         # Kept open: when a rebuild is renamed over this folder, the old offsets must go on reading the old text.
-        self._stream = self._path.open("rb")
+        self.stream = self._path.open("rb")
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> Passage:
         # A negative row would be a valid Python index and silently answer with the wrong passage.
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} passages")
-        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-        return _passage(os.pread(self._stream.fileno(), end - start, start))  # moves no position: safe in threads
+        start, end = int(self.offsets[row]), int(self.offsets[row + 1])
+        return _passage(os.pread(self.stream.fileno(), end - start, start))  # moves no position: safe in threads
 
     def __iter__(self) -> Iterator[Passage]:
         return (self[row] for row in range(len(self)))

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from mcontriever.corpus.formats import Passage, Query, read_objects, read_passages, read_qrels, read_queries
+from mcontriever.corpus.formats import Passage, Query, read_objects, read_qrels, read_queries
+from mcontriever.corpus.passages import read_passages
 from mcontriever.errors import DataError
 
 

@@ -70,7 +70,8 @@ def test_check_finds_what_load_would(ours: Path, foreign: Path) -> None:
 
 
 def sentence_transformer(folder: Path, modules: list[str], pooling: str = "cls_token", **use: object) -> None:
-    rows = [{"idx": i, "path": f"{i}_{kind}", "type": f"x.models.{kind}"} for i, kind in enumerate(modules)]
+    places = ["" if kind == "Transformer" else f"{i}_{kind}" for i, kind in enumerate(modules)]
+    rows = [{"path": place, "type": f"x.models.{kind}"} for place, kind in zip(places, modules, strict=True)]
     (folder / "modules.json").write_text(json.dumps(rows))
     (folder / "1_Pooling").mkdir()
     modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens", "max_tokens")}
@@ -100,7 +101,7 @@ def test_sentence_transformers_without_normalisation(foreign: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "pooling", "message"),
     [
-        (["Transformer", "Pooling", "Dense"], "cls_token", "module Dense cannot be loaded"),
+        (["Transformer", "Pooling", "WordWeights"], "cls_token", "module WordWeights cannot be loaded"),
         (["Transformer", "Pooling"], "max_tokens", r"max_tokens.*cannot be loaded"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,25 @@ from mcontriever.corpus.formats import Passage
 from mcontriever.errors import ArtifactError, UsageError
 from mcontriever.retrieval import index as index_module
 from mcontriever.retrieval.index import DENSE, KIND, DenseIndex, IndexSettings, build_index, open_index
-from mcontriever.retrieval.store import PassageWriter
-from mcontriever.retrieval.vectors import VECTORS, Vectors
+from mcontriever.retrieval.shard import SHARD, fill
+from mcontriever.retrieval.vectors import Vectors, folder_of
 
 N, D = 40, 6
 
 
 def write_vectors(path, array, encoder="one"):
     passages = [Passage(f"p{row}", f"title {row}", f"text number{row} پ", "en") for row in range(len(array))]
+    meta = {"fingerprint": encoder, "checkpoint": "/gone", "similarity": "dot", "dimension": array.shape[1]}
     with writing(path, "vectors") as draft:
-        meta = {"fingerprint": encoder, "checkpoint": "/gone", "similarity": "dot", "dimension": array.shape[1]}
-        draft.meta.update(count=len(array), encoder=meta)
-        np.save(draft.folder / VECTORS, array)
-        writer = PassageWriter(draft.folder)
-        for passage in passages:
-            writer.write(passage)
-        writer.close()
+        cuts = range(0, len(array), 16)
+        for number, cut in enumerate(cuts):
+            rows = slice(cut, cut + 16)
+            with writing(path.with_name("shard"), SHARD, overwrite=True) as shard:
+                fill(shard, passages[rows], [array[rows]], array.shape[1], "fp32")
+            draft.adopt(open_artifact(path.with_name("shard"), SHARD), folder_of(number))
+        counts = [len(passages[cut : cut + 16]) for cut in cuts]
+        draft.meta.update(count=len(array), encoder=meta, dtype="fp32", shards=counts)
+    shutil.rmtree(path.with_name("shard"))
     return passages
 
 

@@ -189,11 +189,8 @@ def test_a_moved_checkpoint_is_asked_for_and_found(road, tmp_path):
         (tmp_path / "moved").rename(road / "model")
 
 
-def test_embedding_in_small_chunks_changes_nothing(road, monkeypatch, encoder):
-    import sys
-
-    monkeypatch.setattr(sys.modules["mcontriever.retrieval.embed"], "CHUNK", 2)
-    embed(settings_for(road, out=road / "chunked", batch_tokens=16))
+def test_embedding_in_small_chunks_changes_nothing(road, encoder):
+    embed(settings_for(road, out=road / "chunked", batch_tokens=16, shard_passages=1))
     one, two = Vectors.open(road / "vectors"), Vectors.open(road / "chunked")
     np.testing.assert_allclose(one.vectors, two.vectors, atol=1e-5)
     assert list(one.passages) == list(two.passages) == PASSAGES
@@ -214,24 +211,24 @@ def test_an_embedding_that_fails_leaves_nothing(road, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(Encoder, "encode_passages", fail)
+    monkeypatch.setattr(Encoder, "stream", fail)
     with pytest.raises(RuntimeError):
         embed(settings_for(road, out=tmp_path / "vectors"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_vector_that_is_not_finite_is_named(road, tmp_path, monkeypatch):
-    real = Encoder.encode_passages
+    real = Encoder.stream
 
     def damaged(self, passages, **options):
-        rows = real(self, passages, **options)
-        rows[3, 1] = np.nan
-        return rows
+        for chunk, rows in real(self, passages, **options):
+            rows[[passage.id == "en1" for passage in chunk], 1] = np.nan
+            yield chunk, rows
 
-    monkeypatch.setattr(Encoder, "encode_passages", damaged)
-    with pytest.raises(ArtifactError, match=PASSAGES[3].id):
+    monkeypatch.setattr(Encoder, "stream", damaged)
+    with pytest.raises(ArtifactError, match="'en1' is not finite"):
         embed(settings_for(road, out=tmp_path / "vectors"))
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "vectors").exists()
 
 
 @pytest.mark.parametrize("out", ["model", "corpus", "corpus/vectors", "."])

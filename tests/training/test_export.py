@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from mcontriever import artifact, encoder
-from mcontriever.errors import ArtifactError, SettingsError, UsageError
+from mcontriever.errors import ArtifactError, DataError, SettingsError, UsageError
+from mcontriever.evaluation import Results, Value
 from mcontriever.objectives import ObjectiveSettings
 from mcontriever.training import SavingSettings, export, loop, state, train
 from mcontriever.training.export import ExportSettings
@@ -77,15 +78,15 @@ def test_a_state_that_the_run_lets_go_of_meanwhile_gives_way_to_the_newer_one(ru
     shutil.copytree(run, copy)
     newer, aside = copy / "state-00000006", tmp_path / "aside"
     newer.rename(aside)
-    real = export._export
+    real = export._export_state
 
-    def too_late(found, settings):
+    def too_late(found, *arguments):
         if aside.exists():  # the run saves once more, and lets go of what was just chosen
             aside.rename(newer)
             shutil.rmtree(found)
-        return real(found, settings)
+        return real(found, *arguments)
 
-    monkeypatch.setattr(export, "_export", too_late)
+    monkeypatch.setattr(export, "_export_state", too_late)
     exported(copy, tmp_path / "out")
     assert "state-00000006" in capsys.readouterr().out
 
@@ -163,3 +164,69 @@ def test_a_state_of_a_better_evaluation_is_saved_out_of_turn_and_kept(recipe, sh
     shutil.rmtree(state.path_of(tmp_path / "run", 6))
     train(dataclasses.replace(settings, saving=SavingSettings(every=5, keep=1, best="MRR@10 en")))
     assert sorted(step for step, _ in state.states(tmp_path / "run")) == [3, 6], "what was best before is remembered"
+
+
+def test_a_run_to_other_software_goes_through_its_checkpoint(run, tmp_path, capsys):
+    exported(run, tmp_path / "plain", which="key")
+    want = encoder.load(tmp_path / "plain", device="cpu")
+    got = exported(run, tmp_path / "out", which="key", format="huggingface")
+    assert np.array_equal(vector(got), vector(want))
+    assert got.contract == want.contract
+    found = artifact.open_artifact(tmp_path / "out", encoder.KIND)
+    assert (found.meta["exported_from"], found.meta["encoder"]) == ("state-00000006", "key")
+    assert (tmp_path / "out" / "recipe.toml").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", "out"}, "nothing is left of the way there"
+    assert "the key encoder of" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_exported_and_so_is_a_run_that_has_nothing_else_left(recipe, shards, tmp_path):
+    output = tmp_path / "run"
+    train(recipe(shards, output, steps=1, saving=SavingSettings(keep_last=False)))
+    assert not state.states(output)
+    want = vector(encoder.load(output / "model", device="cpu"))
+    for number, source in enumerate((output, output / "model")):
+        out = tmp_path / str(number)
+        assert np.array_equal(vector(exported(source, out, format="checkpoint")), want)
+        assert (out / "README.md").is_file()
+        assert (out / "recipe.toml").read_text() == (output / "model" / "recipe.toml").read_text()
+    with pytest.raises(UsageError, match="leave out --step and --which"):
+        exported(output / "model", tmp_path / "other", which="key")
+    with pytest.raises(UsageError, match="lies in the input"):
+        exported(output / "model", output / "model" / "inner")
+
+
+def test_the_card_has_the_figures_of_the_results_and_no_others(run, tmp_path):
+    pytest.importorskip("pandas")
+    results = Results({"data": "/somewhere/on/a/disk/sample", "split": "test"})
+    for system, value in (("BM25", 0.25), ("mine", 0.75)):
+        results.add(Value(system, "sw-en", "MRR@10", value, 1200, 150))
+    results.save(tmp_path / "results.json")
+    given = {"results": str(tmp_path / "results.json"), "language": ("sw", "en"), "license": "mit", "name": "me/it"}
+    exported(run, tmp_path / "out", system="mine", **given)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "This model is the row `mine`." in card
+    assert "(data sample, split test): 1,200 queries and 150 passages a task" in card
+    assert "| mine | 0.750 |" in card
+    assert "| BM25 | 0.250 |" in card
+    assert "/somewhere" not in card
+    assert str(run) not in card
+    assert 'mcontriever.load("me/it")' in card
+    with pytest.raises(UsageError, match=r"--system min: no such row in .*; did you mean 'mine'\?"):
+        exported(run, tmp_path / "other", system="min", **given)
+    with pytest.raises(DataError, match="no such file"):
+        exported(run, tmp_path / "other", system="mine", results=str(tmp_path / "nowhere.json"))
+    exported(run, tmp_path / "without")
+    assert "Results" not in (tmp_path / "without" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"format": "onxx"}, r"format must be one of .* did you mean 'onnx'"),
+        ({"accept_loss": True}, r"accept_loss is only for format = 'onnx-int8', got format = 'checkpoint'"),
+        ({"results": "results.json"}, r"results and system go together"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(how, said):
+    with pytest.raises(SettingsError, match=said):
+        ExportSettings(run="a", out="b", **how)

@@ -1,0 +1,147 @@
+"""The layers for use without gradients on a CPU, where products fused with what follows them pay.
+
+Weights are packed for oneDNN once and the hidden states stay in the chosen precision from end to end; training's layers
+do neither, because their weights change and their gradients need more. `int8` rounds every token's activations by a
+scale of its own, so that a text's vector does not depend on the texts beside it.
+Letters: T tokens, D and N dimensions, H heads, E dimensions of a head.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Layout, attend_each
+from .layers import PackedBertLayer, PackedXlmRobertaLayer
+
+_ROWS = 1024  # of int8's many small steps at a time, so that what lies between them stays in the cache
+_UNSIGNED_ZERO = 128
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bf16 matrices by itself."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def has_int8() -> bool:
+    """Whether this processor multiplies int8 matrices by itself (VNNI): without it sums of products overflow."""
+    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())
+
+
+class _Fused:
+    """oneDNN's product in one precision: (T, D) to (T, N)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), _ROWS)
+        self.bias = bias.to(dtype)
+
+    def __call__(self, rows: Tensor, then: str = "none") -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, then, [], "none")  # type: ignore[no-any-return]
+
+    def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.weight, self.bias, "add")  # type: ignore[no-any-return]
+
+
+class _Int8:
+    """A product of rows and weights rounded to 8 bits, each row and column by a scale of its own: (T, D) to (T, N)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        self.scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127  # (N,)
+        rounded = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(rounded, [_ROWS, weight.shape[1]])
+        self.zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self.bias, self.dtype = bias.to(dtype), dtype
+
+    def __call__(self, rows: Tensor, then: str = "none") -> Tensor:
+        result = torch.cat([self._part(part) for part in rows.split(_ROWS)])
+        return F.gelu(result) if then == "gelu" else result
+
+    def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
+        return self(rows) + residual
+
+    def _part(self, rows: Tensor) -> Tensor:
+        largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).float()
+        scale = largest.clamp_min(torch.finfo(torch.float32).tiny) / 127  # (T, 1)
+        # half a step above the zero point, because the conversion cuts: together they round
+        rounded = torch.addcmul(torch.tensor(_UNSIGNED_ZERO + 0.5), rows.float(), 1 / scale).to(torch.uint8)
+        product = torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, _UNSIGNED_ZERO, self.weight, self.scale, self.zeros, None, 1.0, 0, self.dtype, "none", [], ""
+        )
+        return torch.addcmul(self.bias, product, scale.to(self.dtype))
+
+
+class _Layer:
+    """One post-norm layer."""
+
+    def __init__(self, layer: Any, make: Any, dtype: torch.dtype) -> None:
+        attention = layer.attention.self
+        parts = attention.query, attention.key, attention.value
+        self.qkv = make(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
+        self.out = make(*_of(layer.attention.output.dense))
+        self.up, self.down = make(*_of(layer.intermediate.dense)), make(*_of(layer.output.dense))
+        self.norms = [_norm(norm, dtype) for norm in (layer.attention.output.LayerNorm, layer.output.LayerNorm)]
+        self.heads, self.width = attention.num_attention_heads, attention.attention_head_size
+        self.scaling = attention.scaling
+
+    def __call__(self, rows: Tensor, layout: Layout) -> Tensor:
+        qkv = self.qkv(rows).view(len(rows), 3, self.heads, self.width)
+        context = attend_each(qkv, layout, scaling=self.scaling).flatten(1)
+        rows = self.norms[0](self.out.plus(context, rows))
+        return self.norms[1](self.down.plus(self.up(rows, "gelu"), rows))  # type: ignore[no-any-return]
+
+
+class Frozen:
+    """A model's layers as they are now, for inference on the CPU: (T, D) embeddings to (T, D) hidden states."""
+
+    def __init__(self, model: Any, precision: str) -> None:
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        product = _Int8 if precision == "int8" else _Fused
+        make = functools.partial(product, dtype=dtype)
+        self.dtype = dtype
+        with torch.no_grad():
+            self.layers = [_Layer(layer, make, dtype) for layer in model.encoder.layer]
+
+    def __call__(self, embedded: Tensor, layout: Layout) -> Tensor:
+        """All layers, one after the other."""
+        rows = embedded.to(self.dtype)
+        for layer in self.layers:
+            rows = layer(rows, layout)
+        return rows
+
+
+def can_freeze(model: nn.Module, precision: str) -> bool:
+    """Whether every layer is one that is computed here, on this machine, in this precision."""
+    layers = getattr(getattr(model, "encoder", None), "layer", [])
+    known = bool(layers) and all(type(layer) in (PackedXlmRobertaLayer, PackedBertLayer) for layer in layers)
+    exact = known and all(_is_erf(layer.intermediate.intermediate_act_fn) for layer in layers)
+    units = {"fp32": True, "bf16": has_bf16(), "int8": has_int8()}
+    return exact and torch.backends.mkldnn.is_available() and units.get(precision, False)
+
+
+def state_of(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Changes whenever a weight does: what was frozen before is then out of date."""
+    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
+
+
+def _of(dense: nn.Linear) -> tuple[Tensor, Tensor]:
+    return dense.weight, dense.bias
+
+
+def _norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Any:
+    return functools.partial(
+        F.layer_norm,
+        normalized_shape=norm.normalized_shape,
+        weight=norm.weight.detach().to(dtype),
+        bias=norm.bias.detach().to(dtype),
+        eps=norm.eps,
+    )
+
+
+def _is_erf(activation: Any) -> bool:
+    """Whether it is the exact GELU: what oneDNN fuses is that, and BERT's relatives know half a dozen."""
+    probe = torch.linspace(-3, 3, 25)
+    return bool(torch.equal(activation(probe), F.gelu(probe)))

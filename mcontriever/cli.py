@@ -79,6 +79,9 @@ def inspect(settings: InspectSettings) -> None:
             kind = str(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["artifact"])
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path / MANIFEST}: damaged ({error}); write the folder again") from error
+    elif within := [part for part in (path / "model", *sorted(path.glob("state-*"))) if (part / MANIFEST).is_file()]:
+        whole = ", ".join(map(str, within))
+        raise ArtifactError(f"{path}: the folder of a training run; inspect what lies in it: {whole}")
     found = open_artifact(path, kind)
     size = sum(facts["bytes"] for facts in found.files.values())
     lines = [f"{settings.path}: {found.kind}, complete, {len(found.files)} files, {size / 1e6:,.1f} MB"]

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench_cases import encoding, loader  # type: ignore[import-not-found]  # scripts/ is no package
@@ -27,7 +28,7 @@ from bench_training import CASES as TRAINING  # type: ignore[import-not-found]
 from bench_training import ON_GPU, PUBLISHED
 
 from mcontriever import artifact, settings
-from mcontriever.errors import run_command
+from mcontriever.errors import UsageError, run_command
 
 CASES: dict[str, Callable[[BenchSettings, Path], Case]] = {
     "loader-64": functools.partial(loader, size=64),
@@ -84,39 +85,66 @@ def table(results: Sequence[Result], peers: Sequence[str]) -> str:
     )
 
 
-def write(results: Sequence[Result], path: Path | str) -> None:
-    """The results for a program: a list of objects, one a case."""
-    artifact.write_text(path, json.dumps([dataclasses.asdict(result) for result in results], indent=1) + "\n")
+def write(
+    path: Path | str, results: Sequence[Result], peers: Sequence[str], run: dict[str, Any], complete: bool
+) -> None:
+    """The results for a program: what was run, whether all of it is here, and a row a case."""
+    rows = [dataclasses.asdict(result) for result in results]
+    content = {"complete": complete, "run": run, "peers": list(peers), "rows": rows}
+    artifact.write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def read(path: Path | str, run: dict[str, Any]) -> tuple[list[Result], list[str]]:
+    """What an unfinished run left behind: its results and their peers; it must be the same run."""
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        theirs, peers, results = dict(told["run"]), list(told["peers"]), [Result(**row) for row in told["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--resume: {path} holds no results to go on from ({error!r}); leave out --resume") from error
+    other = [name for name in run if theirs.get(name) != run[name]]
+    if other:
+        now = ", ".join(f"{name} {run[name]!r}, not {theirs.get(name)!r}" for name in other)
+        raise UsageError(f"--resume: {path} is of another run (now {now}); leave out --resume, or give another --out")
+    return results, peers
 
 
 def main(argv: list[str]) -> list[Result]:
-    """Run the cases asked for, print the table, write the file."""
+    """Run the cases asked for, write the file after each, print the table."""
     asked = settings.parse(BenchSettings, argv, prog="scripts/bench.py")
     cases = CASES | (ON_GPU if asked.gpu else {}) | (PUBLISHED if asked.reference else {})
     if asked.case:
         settings.one_of("case", asked.case, cases)
+    names = [asked.case] if asked.case else list(cases)
+    machine, commit = _machine(asked), _commit()
+    run = {"machine": machine, "commit": commit} | dataclasses.asdict(asked)
+    for name in ("out", "resume"):
+        del run[name]
+    results, peers = read(asked.out, run) if asked.resume else ([], [])
     torch.set_num_threads(asked.threads)
     rounds = 3 if asked.quick else asked.rounds
-    results, peers = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for name in [asked.case] if asked.case else cases:
-            sys.stderr.write(f"{name} …\n")
+        for number, name in enumerate(names[len(results) :], len(results) + 1):
+            sys.stderr.write(f"{name}: case {number} of {len(names)}, since {time.strftime('%H:%M:%S')} …\n")
             case = cases[name](asked, Path(folder))
-            results.append(measure(case, rounds, clock=clock_of(asked), machine=_machine(asked), commit=_commit()))
+            results.append(measure(case, rounds, clock=clock_of(asked), machine=machine, commit=commit))
             peers.append(case.peer_name)
-    sys.stdout.write(f"{_machine(asked)}, {_commit()}\n{table(results, peers)}\n")
-    write(results, asked.out)
+            write(asked.out, results, peers, run, complete=number == len(names))
+    sys.stdout.write(f"{machine}, {commit}\n{table(results, peers)}\n")
     return results
 
 
 def clock_of(asked: BenchSettings) -> Callable[[], float]:
-    """Seconds of this process, for on a shared CPU the neighbours' are not ours; with a GPU, those on the wall."""
+    """Seconds of this process, for on a shared CPU the neighbours' are not ours.
+
+    Those on the wall with a GPU, and with more threads than one: a process has the seconds of all its threads.
+    """
 
     def wall() -> float:
-        torch.cuda.synchronize()
+        if asked.gpu:
+            torch.cuda.synchronize()
         return time.perf_counter()
 
-    return wall if asked.gpu else time.process_time
+    return wall if asked.gpu or asked.threads > 1 else time.process_time
 
 
 def _machine(asked: BenchSettings) -> str:

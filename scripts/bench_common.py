@@ -28,7 +28,9 @@ class BenchSettings:
     case: str = ""
     """only the case of this name"""
     out: str = "bench.json"
-    """where the results go"""
+    """where the results go, rewritten after every case"""
+    resume: bool = False
+    """go on with the unfinished run that `out` holds: same settings, machine and commit"""
     quick: bool = False
     """a small model, few texts and three rounds: whether it runs, not how fast"""
     gpu: bool = False

@@ -82,7 +82,7 @@ def best(settings: BenchSettings, folder: Path) -> Case:
 
 def parity(settings: BenchSettings, folder: Path) -> Case:
     """What attention dropout costs: ours with it, as published, against ours without."""
-    batches, queue = crops(settings, folder), _queue(settings)
+    batches, queue = crops(settings, folder), queue_of(settings)
     sides = [Ours(make(settings, folder, dropout=0.1), queue, "bf16", dropout) for dropout in (0.1, 0.0)]
     return _case("training-parity", batches, sides[0], sides[1], "ours without attention dropout, bf16")
 
@@ -92,7 +92,7 @@ def share(settings: BenchSettings, folder: Path, *, pairs: int = BATCH) -> Case:
     batches = crops(settings, folder, pairs=pairs)
     encoder = make(settings, folder, dropout=0.1)
     work = work_of(encoder.config, "moco")
-    ours, endless = Ours(encoder, _queue(settings), "bf16"), itertools.cycle(batches)
+    ours, endless = Ours(encoder, queue_of(settings), "bf16"), itertools.cycle(batches)
     size = 512 if settings.quick else 8192 if settings.gpu else 2048
     left, right = torch.randn(2, size, size, device=settings.device).bfloat16()
     result = left @ right
@@ -172,7 +172,7 @@ def make(settings: BenchSettings, folder: Path, *, dropout: float) -> Encoder:
 
 
 def _naive(name: str, settings: BenchSettings, folder: Path, *, ours: str, bf16: bool) -> Case:
-    batches, queue = crops(settings, folder), _queue(settings)
+    batches, queue = crops(settings, folder), queue_of(settings)
     first = _pair(make(settings, folder, dropout=0.0), queue, "fp32")
     second = _pair(make(settings, folder, dropout=0.1), queue, ours)
     few = crops(settings, folder, pairs=8)
@@ -228,7 +228,8 @@ def _keys(settings: BenchSettings) -> int:
     return 512 if settings.quick else settings.queue
 
 
-def _queue(settings: BenchSettings) -> Tensor:
+def queue_of(settings: BenchSettings) -> Tensor:
+    """Random keys of length one."""
     keys = torch.randn(_keys(settings), settings.hidden, generator=torch.Generator().manual_seed(1))
     return nn.functional.normalize(keys, dim=1).to(settings.device)  # (K, D)
 

@@ -128,6 +128,17 @@ def test_inspect(tmp_path, capsys):
         main(["inspect", str(tmp_path / "absent")])
 
 
+def test_inspect_of_a_run_points_to_what_lies_in_it(tmp_path, capsys):
+    run = tmp_path / "run"
+    for name, kind in (("model", "checkpoint"), ("state-00000004", "train state")):
+        with writing(run / name, kind) as draft:
+            (draft.folder / "a.txt").write_text("abc")
+    (run / "state-00000006").mkdir()
+    assert run_command(main, ["inspect", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith(f"run; inspect what lies in it: {run / 'model'}, {run / 'state-00000004'}\n")
+
+
 def test_inspect_shows_the_report_of_shards_as_prepare_did(tmp_path, capsys):
     (tmp_path / "text").mkdir()
     for number in range(40):

@@ -6,15 +6,13 @@ from .files import language_of
 from .formats import Document, Passage, Query, read_objects, read_qrels, read_queries
 from .passages import read_passages
 from .prepare import PrepareSettings, prepare
-from .readers import read_documents, read_hub
-from .shards import NO_ARTICLE, LanguageWriter, Shards
+from .shards import NO_ARTICLE, Shards
 from .streams import read_lines
 from .tokenizer import Tokenizer
 
 __all__ = [
     "NO_ARTICLE",
     "Document",
-    "LanguageWriter",
     "Passage",
     "PrepareSettings",
     "Query",
@@ -22,8 +20,6 @@ __all__ = [
     "Tokenizer",
     "language_of",
     "prepare",
-    "read_documents",
-    "read_hub",
     "read_lines",
     "read_objects",
     "read_passages",

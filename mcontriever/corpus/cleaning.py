@@ -16,7 +16,6 @@ from .formats import Document
 
 TOO_SHORT = "too_short"
 WRONG_LANGUAGE = "wrong_language"
-REASONS = (TOO_SHORT, WRONG_LANGUAGE)
 
 _LOOKED_AT = 1000  # characters from the middle, as the ends of a page are menus; py3langid reads 1 million a second
 
@@ -63,7 +62,7 @@ class CleanSettings:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A document left out; `reason` is one of `REASONS`."""
+    """A document left out; `reason` is `TOO_SHORT` or `WRONG_LANGUAGE`."""
 
     reason: str
 

@@ -94,26 +94,6 @@ def read_piece(piece: Piece, *, field: str = "text", language_field: str = "") -
         raise DataError(f"{piece.file}: no document in it, only blank lines")
 
 
-def read_documents(
-    path: Path | str,
-    field: str = "text",
-    *,
-    language_field: str = "",
-    language: str = "",
-    layout: Layout = "cc100",
-) -> Iterator[Document]:
-    """All documents of a folder or file, by language and name; a bad line is an error. See `pieces`, `read_piece`."""
-    for piece in pieces(path, language_field=language_field, language=language, layout=layout):
-        yield from _strict(read_piece(piece, field=field, language_field=language_field))
-
-
-def read_hub(
-    name: str, split: str, language: str, field: str = "text", *, language_field: str = ""
-) -> Iterator[Document]:
-    """`stream_hub`, where a bad row is an error."""
-    return _strict(stream_hub(name, split, language, field, language_field=language_field))
-
-
 def stream_hub(
     name: str, split: str, language: str, field: str = "text", *, language_field: str = ""
 ) -> Iterator[Document | BadLine]:
@@ -152,13 +132,6 @@ def _not_all_lacking(items: Iterator[Document | BadLine], where: str) -> Iterato
     if first:
         which = f"so with all {count:,} rows read of {where}; name another key with --field or --language_field"
         raise DataError(f"{first.where}: {first.problem}; {which}")
-
-
-def _strict(items: Iterator[Document | BadLine]) -> Iterator[Document]:
-    for item in items:
-        if isinstance(item, BadLine):
-            raise DataError(f"{item.where}: {item.problem}")
-        yield item
 
 
 def _cuts(file: Path, layout: Layout, target_bytes: int) -> Iterator[tuple[int, int | None, int]]:

@@ -10,10 +10,9 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -125,47 +124,6 @@ class Shards:
 
 def _blocks(array: NDArray[Any], overlap: int = 0) -> Iterator[NDArray[Any]]:
     return (array[start : start + _BLOCK + overlap] for start in range(0, len(array), _BLOCK))
-
-
-class LanguageWriter:
-    """Writes one language's three arrays chunk by chunk, so that memory does not grow with the corpus."""
-
-    def __init__(self, folder: Path, language: str, vocab_size: int) -> None:
-        self._tokens = GrowingArray(folder / f"tokens.{language}.npy", np.min_scalar_type(vocab_size - 1))
-        self._offsets = GrowingArray(folder / f"offsets.{language}.npy", np.int64)
-        self._articles = GrowingArray(folder / f"articles.{language}.npy", np.int64)
-        self._offsets.append(np.zeros(1, dtype=np.int64))
-
-    def append(self, documents: list[NDArray[np.int32]], articles: Iterable[int]) -> None:
-        """Add documents with their article numbers."""
-        if documents:
-            lengths = np.array([len(document) for document in documents])
-            self.extend(np.concatenate(documents), lengths, np.array(list(articles)))
-
-    def extend(self, tokens: NDArray[Any], lengths: NDArray[Any], articles: NDArray[Any]) -> None:
-        """Add documents whose tokens lie one after another: (T,) tokens, (documents,) lengths and article numbers."""
-        self._offsets.append(self._tokens.count + np.cumsum(lengths))
-        self._tokens.append(tokens)
-        self._articles.append(articles)
-
-    @property
-    def documents(self) -> int:
-        """How many were written."""
-        return self._articles.count
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens they have together."""
-        return self._tokens.count
-
-    def __enter__(self) -> LanguageWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for array in (self._tokens, self._offsets, self._articles):
-            array.close()
 
 
 class GrowingArray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class MomentumEncoder:
 
     def __init__(self, encoder: nn.Module, momentum: float) -> None:
         self.momentum = momentum
-        self.module = copy.deepcopy(encoder, shared_parts(encoder)).float().requires_grad_(False).eval()
+        self.module = copy.deepcopy(encoder).float().requires_grad_(False).eval()
 
     def follow(self, query: Followed) -> None:
         """One step towards the weights that `query` trains."""
@@ -52,12 +52,6 @@ class MomentumEncoder:
         """Take back what `state_dict` gave."""
         for name, parameter in self.module.named_parameters():
             parameter.copy_(weights[name])
-
-
-def shared_parts(encoder: nn.Module) -> dict[int, Any]:
-    """What a copy of the encoder need not copy, as a memo for deepcopy: the tokenizer, large and never written to."""
-    tokenizer = getattr(encoder, "tokenizer", None)
-    return {} if tokenizer is None else {id(tokenizer): tokenizer}
 
 
 def average_towards(keys: Mapping[str, Tensor], queries: Mapping[str, Tensor], momentum: float) -> None:

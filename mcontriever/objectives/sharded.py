@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .momentum import Followed, MomentumEncoder, average_towards, shared_parts
+from .momentum import Followed, MomentumEncoder, average_towards
 
 
 def part(weight: Tensor, rank: int, world: int) -> Tensor:
@@ -41,8 +41,8 @@ class ShardedMomentumEncoder:
             name: part(weight.detach().float(), rank, world).clone() for name, weight in encoder.named_parameters()
         }
         # Copied without its weights, so that not even for a moment there is a second whole set of them.
-        empty = {id(weight): _nothing_like(weight) for weight in encoder.parameters()}
-        self.module: nn.Module = copy.deepcopy(encoder, shared_parts(encoder) | empty).eval()
+        empty: dict[int, Any] = {id(weight): _nothing_like(weight) for weight in encoder.parameters()}
+        self.module: nn.Module = copy.deepcopy(encoder, empty).eval()
         names = {id(weight): name for name, weight in self.module.named_parameters()}
         for unit, weights in _units(self.module):
             named = [(names[id(weight)], weight) for weight in weights]

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..corpus import Passage, Tokenizer, read_objects, read_passages, read_qrels, read_queries
+from ..corpus.rows import filled, located, text_of
 from ..errors import DataError
 from ..settings import in_range
 from .mixture import Mixture
@@ -151,22 +151,13 @@ def _read_lines(file: Path) -> Iterator[Example]:
         positive = row.get("positive")
         if not isinstance(positive, dict):
             raise DataError(f"{where}: expected {_LINE}, got the keys {', '.join(map(repr, row)) or 'none'}")
-        query, text = _filled(row, "query", where), _filled(positive, "text", where)
-        title = positive.get("title") or ""
-        if not isinstance(title, str):
-            raise DataError(f"{where}: 'title' must be text, got {title!r}")
+        with located(where):
+            query, text, title = filled(row, "query"), filled(positive, "text"), text_of(positive, "title", "")
         topic = row.get("group")
         if topic is not None and not isinstance(topic, str | int):
             raise DataError(f"{where}: 'group' must be text, got {topic!r}")
         named = f"text:{title}\n{text}" if topic is None else f"group:{topic}"
         yield Example(query, title, text, named, str(row.get("language") or ""))
-
-
-def _filled(row: dict[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: expected text under {key!r}, got {value!r}; a line is {_LINE}")
-    return value
 
 
 def _read_folder(folder: Path) -> Iterator[Example]:

@@ -20,7 +20,7 @@ from .counter import Words, below
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-LEAST_TOKENS = 8  # of a sentence that may be picked: "Yes.", "2." or a name between two Thai spaces say little
+LEAST_SENTENCE = 8  # of a sentence that may be picked: "Yes.", "2." or a name between two Thai spaces say little
 TITLE_TOKENS = 64  # in which a first sentence must end: a longer one is cut
 _LEAST_TITLE = 3
 
@@ -74,7 +74,7 @@ def _has(facts: NDArray[np.uint8], bits: int) -> Flags:
 
 
 def pick(ends: Flags, sizes: Integers, longest: Integers, bits: Words) -> tuple[Integers, Integers]:
-    """Start and length of one of the sentences of each window, any of LEAST_TOKENS to `longest` tokens alike.
+    """Start and length of one of the sentences of each window, any of LEAST_SENTENCE to `longest` tokens alike.
 
     The length is 0 where a window has none. (T,) ends, (B,) sizes of windows end to end, longest and random words.
     """
@@ -84,7 +84,7 @@ def pick(ends: Flags, sizes: Integers, longest: Integers, bits: Words) -> tuple[
     stops = np.flatnonzero(ends) + 1
     starts = np.concatenate([[0], stops[:-1]])
     windows = np.searchsorted(borders, stops)
-    fitting = (stops - starts >= LEAST_TOKENS) & (stops - starts <= longest[windows])
+    fitting = (stops - starts >= LEAST_SENTENCE) & (stops - starts <= longest[windows])
     starts, stops, windows = starts[fitting], stops[fitting], windows[fitting]
     counts = np.bincount(windows, minlength=len(sizes))
     found = counts > 0

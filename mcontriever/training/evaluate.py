@@ -12,7 +12,7 @@ import copy
 import functools
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -29,6 +29,7 @@ from .metrics import Metrics
 from .settings import EvaluationSettings
 
 T = TypeVar("T")
+Beat = Callable[[str], None]  # of a watchdog
 
 _QUERIES_AT_ONCE = 1024  # rows of a block of scores, so that these stay small beside the vectors
 
@@ -55,27 +56,36 @@ class Evaluator:
         over = [*(task.name for task in self._tasks), "mean"]
         return [f"{measure} {name}" for name in over for measure in self._measures]
 
-    def maybe(self, step: int, engine: Engine, log: Metrics, *, last: bool = False) -> dict[str, float] | None:
+    def maybe(
+        self, step: int, engine: Engine, log: Metrics, *, last: bool = False, beat: Beat = lambda doing: None
+    ) -> dict[str, float] | None:
         """Measures after `step` steps, by names such as `MRR@10 ar-en` and `MRR@10 mean`, where it is time for them.
 
-        Every rank calls and gets the same; they are written to evaluation.jsonl and wherever else `log` tells.
+        Every rank calls and gets the same; they are written to evaluation.jsonl and wherever else `log` tells. An
+        evaluation may take hours, so `beat` hears of every forward pass and of every block of scores.
         """
         due = step % self._chosen.every == 0 if step else self._chosen.first
         if not self._tasks or not (due or last) or step <= log.evaluated_to:
             return None
         began = time.perf_counter()
+        alive = functools.partial(beat, f"evaluating after step {step}")
         with borrowed(engine, self._shell) as encoder:
-            measured = self._measure(encoder)
+            hook = encoder.register_forward_hook(lambda *_: alive())
+            try:
+                measured = self._measure(encoder, alive)
+            finally:
+                hook.remove()
         log.evaluated(step, measured, time.perf_counter() - began)
         return measured
 
-    def _measure(self, encoder: Encoder) -> dict[str, float]:
+    def _measure(self, encoder: Encoder, alive: Callable[[], None]) -> dict[str, float]:
         budget = self._chosen.batch_tokens
         queries: dict[tuple[str, ...], Tensor] = {}  # embedded once, however many tasks ask or search the same
         passages: dict[str, Tensor] = {}
         measured: dict[str, float] = {}
         with bar("Evaluating", len(self._tasks), "tasks", shown=ranks.is_main()) as running:
             for task in self._tasks:
+                alive()
                 texts, over = tuple(query.text for query in task.queries), task.passage_language
                 if texts not in queries:
                     own = encoder.encode_queries(_of_rank(texts), batch_tokens=budget, as_numpy=False)
@@ -85,7 +95,7 @@ class Evaluator:
                     own = encoder.encode_passages(_of_rank(titled), batch_tokens=budget, as_numpy=False)
                     passages[over] = _gathered(own, len(titled), encoder.device)
                 # all ranks hold all vectors; rank 0 measures and tells, so that every rank decides on the same number
-                found = ranks.on_main(functools.partial(self._found, task, queries[texts], passages[over]))
+                found = ranks.on_main(functools.partial(self._found, task, queries[texts], passages[over], alive))
                 measured |= {f"{measure} {task.name}": value for measure, value in found.items()}
                 running.advance()
         for measure in self._measures:
@@ -93,11 +103,12 @@ class Evaluator:
             measured[f"{measure} mean"] = sum(values) / len(values)
         return measured
 
-    def _found(self, task: Task, queries: Tensor, passages: Tensor) -> dict[str, float]:
+    def _found(self, task: Task, queries: Tensor, passages: Tensor, alive: Callable[[], None]) -> dict[str, float]:
         """Every measure's mean over the task's queries, by exact search."""
         depth = min(max(measure.k for measure in self._measures), len(task.passages))
         run: dict[str, dict[str, float]] = {}
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            alive()
             some = slice(start, start + _QUERIES_AT_ONCE)
             scores, rows = (queries[some] @ passages.T).topk(depth)  # (Q, P) to (Q, depth)
             for query, best, where in zip(task.queries[some], scores.tolist(), rows.tolist(), strict=True):
@@ -141,10 +152,11 @@ def _gathered(own: Tensor, count: int, device: torch.device) -> Tensor:
 
 def _without_weights(encoder: Encoder) -> Encoder:
     """A copy for inference whose weights have shapes and no memory; buffers are copied, the tokenizer is shared."""
-    shared: dict[int, object] = {id(encoder.tokenizer): encoder.tokenizer}
-    for weight in encoder.parameters():
-        shared[id(weight)] = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
-    return copy.deepcopy(encoder, shared).eval()
+    empty: dict[int, object] = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
+        for weight in encoder.parameters()
+    }
+    return copy.deepcopy(encoder, empty).eval()
 
 
 def _set_weights(shell: Encoder, weights: dict[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import artifact
 from ..corpus import Shards
+from ..encoder import ModelSettings
 from ..errors import SettingsError
 from ..pairs import BM25
 from .settings import TrainSettings
@@ -40,6 +41,8 @@ def identity(recipe: TrainSettings) -> dict[str, Any]:
     told = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in _FREE}
     if recipe.init:
         told["init"] = _content(recipe.init)
+        # of [model] nothing else is taken then; defaults instead of nothing, as runs of older versions have it
+        told["model"] = dataclasses.asdict(ModelSettings(attention_dropout=recipe.model.attention_dropout))
     if recipe.labelled.file:
         told["labelled"]["file"] = _content(recipe.labelled.file)
     if recipe.unlabelled.shards:

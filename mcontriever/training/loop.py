@@ -30,15 +30,14 @@ from .watching import watching
 from .zero_engine import prepare_deepspeed
 
 _COLLECTIVE_SECONDS = 1800.0  # what a rank waits for the others at most, while rank 0 reads all shards for example
+_FOR_EVER = 3e7  # seconds; gloo adds it to the time in nanoseconds, and much more would overflow
 
 
 def train(recipe: TrainSettings) -> Path:
     """Run the recipe, from the newest train state there is, and return the checkpoint's folder."""
     model = saving.model_of(recipe)
     deepspeed = ds_config.read(recipe.deepspeed_config) if recipe.deepspeed_config else None
-    # the watchdog speaks first, and knows more
-    timeout = _COLLECTIVE_SECONDS + recipe.guard.hang_seconds
-    start_ranks(with_deepspeed=deepspeed is not None, timeout_seconds=timeout)
+    start_ranks(with_deepspeed=deepspeed is not None, timeout_seconds=_patience(recipe.guard.hang_seconds))
     try:
         recipe.batch.rows_per_rank(ranks.world_size())
         joined = None if deepspeed is None else ds_config.join(deepspeed, recipe, ranks.world_size())
@@ -51,6 +50,11 @@ def train(recipe: TrainSettings) -> Path:
         return model
     finally:
         ranks.stop()
+
+
+def _patience(hang_seconds: float) -> float:
+    """What a rank waits for the others: the watchdog, which knows more, must speak first; without one, for ever."""
+    return _COLLECTIVE_SECONDS + hang_seconds if hang_seconds else _FOR_EVER
 
 
 def start_ranks(*, with_deepspeed: bool, timeout_seconds: float = _COLLECTIVE_SECONDS) -> None:
@@ -93,8 +97,7 @@ def _run(recipe: TrainSettings, deepspeed: dict[str, Any] | None, experiment: di
         Watchdog(recipe.guard.hang_seconds) as watchdog,
         Request(device) as request,
     ):
-        watchdog.beat(f"evaluating after step {done}")
-        evaluator.maybe(done, engine, log)
+        evaluator.maybe(done, engine, log, beat=watchdog.beat)
         watchdog.beat(f"making the batch of step {done + 1}")
         began = time.perf_counter()
         for step, share in shares:
@@ -110,8 +113,7 @@ def _run(recipe: TrainSettings, deepspeed: dict[str, Any] | None, experiment: di
             if passed:
                 saver.saw(result.loss)
             log.add(step + 1, result, batches, seconds=seconds, waited=waited, learning_rate=rate, skipped=guard.fault)
-            watchdog.beat(f"evaluating after step {step + 1}")
-            measured = evaluator.maybe(step + 1, engine, log, last=ended)
+            measured = evaluator.maybe(step + 1, engine, log, last=ended, beat=watchdog.beat)
             leaving = request.made() and not ended
             if saver.due(step + 1, measured) or leaving:
                 watchdog.beat(f"saving after step {step + 1}")

@@ -123,8 +123,7 @@ class Placement:
         return min(shape.weights, persistent + live + self._number("stage3_max_reuse_distance", _UNSET))
 
     def _number(self, key: str, otherwise: int) -> int:
-        value = self.zero.get(key, otherwise)
-        return otherwise if value == "auto" else int(value)
+        return int(self.zero.get(key, otherwise))
 
     def _offloaded(self, what: str) -> bool:
         return bool(self.zero.get(f"offload_{what}", {}).get("device", "none") != "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,14 @@ KNOWN: dict[str, tuple[str, dict[str, int]]] = {
     "bert-base-multilingual-cased": ("bert", _MBERT | _BASE),
     "mcontriever": ("bert", _MBERT | _BASE),
     "mcontriever-msmarco": ("bert", _MBERT | _BASE),
+}
+_CONFIGURED = {  # settings by their names in a model's configuration
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "intermediate": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "dropout": "hidden_dropout_prob",
 }
 
 
@@ -84,6 +93,20 @@ def config_of(recipe: TrainSettings) -> Any:
     return _configured(*known)
 
 
+def require_shape(recipe: TrainSettings, config: Any, normalise: bool | None = None) -> None:
+    """Complain of what [model] asks for and init does not have, for it would change nothing; a default asks nothing."""
+    if not recipe.init:
+        return
+    there = {name: getattr(config, key) for name, key in _CONFIGURED.items()} | {"normalise": normalise}
+    for field in dataclasses.fields(ModelSettings):
+        asked, has = getattr(recipe.model, field.name), there.get(field.name)
+        if has is not None and asked != field.default and asked != has:
+            raise SettingsError(
+                f"model.{field.name} is {asked}, but init {recipe.init} has {has} and keeps its shape: give that, or "
+                "leave out init for a new model"
+            )
+
+
 def _configured(architecture: str, facts: Mapping[str, Any]) -> Any:
     if architecture not in ARCHITECTURES:
         raise SettingsError(f"{architecture} cannot be trained; known: {', '.join(ARCHITECTURES)}")
@@ -91,15 +114,7 @@ def _configured(architecture: str, facts: Mapping[str, Any]) -> Any:
 
 
 def _of_settings(model: ModelSettings) -> dict[str, Any]:
-    return {
-        "hidden_size": model.hidden,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "intermediate_size": model.intermediate,
-        "max_position_embeddings": model.max_positions,
-        "hidden_dropout_prob": model.dropout,
-        "type_vocab_size": 1,
-    }
+    return {key: getattr(model, name) for name, key in _CONFIGURED.items()} | {"type_vocab_size": 1}
 
 
 def _vocabulary(recipe: TrainSettings) -> int:

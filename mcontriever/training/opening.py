@@ -16,6 +16,7 @@ from ..encoder import Encoder
 from ..errors import ArtifactError, SettingsError, did_you_mean
 from ..objectives import KeyEncoder, KeyQueue, MomentumEncoder, ShardedMomentumEncoder
 from ..pairs import BM25, EncoderSalience, LabelledPairs, UnlabelledPairs
+from .model_shape import require_shape
 from .settings import TrainSettings
 from .step import InBatch, Moco, Objective
 
@@ -35,6 +36,7 @@ def initial_encoder(recipe: TrainSettings, shards: Shards | None) -> Encoder:
     """The checkpoint to begin from, or random weights of the recipe's shape."""
     if recipe.init or shards is None:
         made = encoder.load(recipe.init, device="cpu")
+        require_shape(recipe, made.config, made.contract.normalise)
     else:
         made = Encoder.random(recipe.model, shards.tokenizer(), seed=recipe.seed)
     made.precision, made.attention_dropout = recipe.precision, recipe.model.attention_dropout

@@ -11,7 +11,7 @@ import torch
 from .. import encoder
 from . import ds_config, footprint, traffic
 from .memory import FP32, Part, Placement
-from .model_shape import ModelShape, config_of
+from .model_shape import ModelShape, config_of, require_shape
 from .settings import TrainSettings
 
 _HALF = 2  # bytes of bf16 and fp16
@@ -61,7 +61,9 @@ class Plan:
             ds_config.join(content, recipe, world)
         wire = _WIRE.get((content or {}).get("communication_data_type", "fp32"), FP32)
         work = Work.of(recipe, world)
-        return cls(recipe, ModelShape.of(config_of(recipe)), Placement.of(content, world), work, wire)
+        config = config_of(recipe)
+        require_shape(recipe, config)
+        return cls(recipe, ModelShape.of(config), Placement.of(content, world), work, wire)
 
     @property
     def moco(self) -> bool:

@@ -94,7 +94,8 @@ class GuardSettings:
     collapse: float = 0.1
     """a line warns when the spread of queries or keys is under this share of its largest so far; 0: none does"""
     hang_seconds: float = 1800.0
-    """a rank without a sign of life for so long says where it stands and ends; longer than a save; 0: waits for ever"""
+    """a rank without a sign of life for so long says where it stands and ends; longer than a save; 0: waits for ever,
+    but for the limits of DeepSpeed's own groups"""
 
     def __post_init__(self) -> None:
         settings.in_range("guard.skips", self.skips, 0, 1_000_000)

@@ -7,14 +7,15 @@ goes on.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..artifact import write_text
-from ..errors import DataError, require
+from ..errors import DataError, McontrieverError, require
 from ..progress import note
 from .settings import LoggingSettings
 
@@ -96,10 +97,27 @@ def open_sinks(chosen: LoggingSettings, output: Path, done: int, config: Mapping
     """The sinks asked for, of a run that goes on after `done` steps."""
     opened: list[Sink] = []
     if chosen.tensorboard:
-        opened.append(TensorBoard(output, done))
+        with _told(TensorBoard.name, "make room at that place, or leave out logging.tensorboard"):
+            opened.append(TensorBoard(output, done))
     if chosen.wandb:
-        opened.append(WandB(output, chosen.wandb, config))
+        with _told(WandB.name, "run `wandb login`, set WANDB_MODE=offline, or leave out logging.wandb"):
+            opened.append(WandB(output, chosen.wandb, config))
     return opened
+
+
+@contextlib.contextmanager
+def _told(name: str, way_out: str) -> Iterator[None]:
+    """Whatever a library raises while it opens a sink, as one line."""
+    try:
+        yield
+    except McontrieverError:
+        raise
+    except Exception as error:
+        raise McontrieverError(f"{name} cannot be opened: {_in_words(error)}; {way_out}") from error
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Fanout:
@@ -123,5 +141,4 @@ class Fanout:
                 function(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                what = " ".join(str(error).split()) or type(error).__name__
-                note(f"{sink.name}: {what}; nothing more is sent there, metrics.jsonl goes on")
+                note(f"{sink.name}: {_in_words(error)}; nothing more is sent there, metrics.jsonl goes on")

@@ -1,22 +1,11 @@
 """Passages, queries and judgements: what each format gives, and that every complaint names file and line."""
 
-import gzip
-import json
-
 import pytest
+from preparing import write
 
 from mcontriever.corpus.formats import Passage, Query, read_objects, read_qrels, read_queries
 from mcontriever.corpus.passages import read_passages
 from mcontriever.errors import DataError
-
-
-def write(path, *rows):
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text, encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from preparing import WORDS, asked, write
 
-from mcontriever.corpus import PrepareSettings, Shards, Tokenizer, job, prepare
+from mcontriever.corpus import Shards, Tokenizer, job, prepare
 from mcontriever.errors import ArtifactError, DataError
 
-WORDS = "river mountain lake bridge tower garden market harbour castle forest desert island valley meadow".split()
+pytestmark = pytest.mark.usefixtures("quick")
+
 # Run with another size of piece than ours, so that a small corpus has many.
 SCRIPT = """
 import sys
@@ -44,21 +46,11 @@ def rows(language, count=120):
         }
 
 
-def write(file, documents):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in documents))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("mcontriever.artifact._sync", lambda path: None)  # hundreds of tiny pieces
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     for language in ("en", "sw"):
-        write(folder / f"{language}.jsonl", rows(language))
+        write(folder / f"{language}.jsonl", *rows(language))
     (folder / "de.txt").write_text("\n\n".join(row["text"] for row in rows("de", 40)) + "\n")
     return folder
 
@@ -73,10 +65,6 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(corpus, tokenizer, tmp_path_factory):
     return contents(prepare(asked(corpus, tokenizer, tmp_path_factory.mktemp("expected") / "shards")))
-
-
-def asked(corpus, tokenizer, out, **changes):
-    return PrepareSettings(corpus=str(corpus), out=str(out), tokenizer=tokenizer, **changes)
 
 
 def contents(folder):
@@ -137,9 +125,9 @@ def test_any_cut_trains_the_same_tokenizer(corpus, tmp_path, monkeypatch, size):
 
 def test_a_field_states_the_language_of_each_row(corpus, tokenizer, tmp_path, monkeypatch):
     documents = [row for language in ("en", "sw") for row in rows(language)]
-    write(tmp_path / "mixed" / "all.jsonl", documents)
+    write(tmp_path / "mixed" / "all.jsonl", *documents)
     for language in ("de", "en", "sw"):
-        write(tmp_path / "apart" / f"{language}.jsonl", (row for row in documents if row["lang"] == language))
+        write(tmp_path / "apart" / f"{language}.jsonl", *(row for row in documents if row["lang"] == language))
     apart = Shards.open(prepare(asked(tmp_path / "apart", tokenizer, tmp_path / "expected")))
     monkeypatch.setattr(job, "PIECE_BYTES", 2000)
     mixed = Shards.open(prepare(asked(tmp_path / "mixed", tokenizer, tmp_path / "shards", language_field="lang")))
@@ -299,7 +287,7 @@ def test_near_duplicates_go_when_asked(tmp_path, tokenizer):
     pytest.importorskip("rensa")
     texts = [" ".join(random.Random(seed).choices(WORDS, k=60)) for seed in range(5)]
     texts += [texts[2] + " and more", texts[2], texts[4].upper()]
-    write(tmp_path / "corpus" / "en.jsonl", ({"text": text} for text in texts))
+    write(tmp_path / "corpus" / "en.jsonl", *({"text": text} for text in texts))
     found = {}
     for name, near, exact in (("none", 0.0, True), ("near", 0.7, True), ("both", 0.7, False), ("all", 0.0, False)):
         changes = {"near_duplicates": near, "exact_duplicates": exact}

@@ -6,9 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from preparing import write
 
 from mcontriever.artifact import open_artifact
-from mcontriever.corpus import NO_ARTICLE, LanguageWriter, PrepareSettings, Shards, prepare
+from mcontriever.corpus import NO_ARTICLE, PrepareSettings, Shards, prepare
+from mcontriever.corpus.shards import GrowingArray
 from mcontriever.errors import ArtifactError, DataError, SettingsError, UsageError
 
 ENGLISH = [
@@ -28,15 +30,13 @@ SWAHILI = [
 @pytest.fixture
 def corpus(tmp_path):
     folder = tmp_path / "corpus"
-    folder.mkdir()
-    write(folder, en=ENGLISH, sw=SWAHILI)
+    write_corpus(folder, en=ENGLISH, sw=SWAHILI)
     return folder
 
 
-def write(folder, **languages):
+def write_corpus(folder, **languages):
     for language, rows in languages.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"corpus.{language}.jsonl").write_text(text)
+        write(folder / f"corpus.{language}.jsonl", *rows)
 
 
 def settings(corpus, out, **changes):
@@ -106,7 +106,7 @@ def test_output_of_the_same_input_is_kept_and_of_another_refused(corpus, tmp_pat
     for changes in ({"min_tokens": 9}, {"vocab_size": 51}):
         with pytest.raises(ArtifactError, match="made from another input or with other settings; give --overwrite"):
             prepare(settings(corpus, out, **changes))
-    write(corpus, en=ENGLISH[:2])
+    write_corpus(corpus, en=ENGLISH[:2])
     with pytest.raises(ArtifactError, match="made from another input"):
         prepare(settings(corpus, out))
     assert (out / "manifest.json").stat().st_mtime_ns == before
@@ -167,7 +167,7 @@ def test_the_fingerprint_names_the_content_not_where_it_lay(corpus, tmp_path):
     (corpus / "corpus.en.jsonl").rename(corpus / "en.jsonl")
     second = Shards.open(prepare(settings(corpus, tmp_path / "second")))
     moved = Shards.open(shutil.move(second.path, tmp_path / "moved"))
-    write(corpus, sw=SWAHILI[::-1])
+    write_corpus(corpus, sw=SWAHILI[::-1])
     other = Shards.open(prepare(settings(corpus, tmp_path / "other")))
     assert first.fingerprint == second.fingerprint == moved.fingerprint != other.fingerprint
 
@@ -196,12 +196,12 @@ def test_nothing_to_prepare_is_an_error(corpus, tmp_path, capsys):
     with pytest.raises(DataError, match="no document has 500 tokens or more; give a smaller --min_tokens"):
         prepare(settings(corpus, tmp_path / "shards", min_tokens=500))
     assert not (tmp_path / "shards").exists()
-    write(corpus, en=[], sw=[])
+    write_corpus(corpus, en=[], sw=[])
     with pytest.raises(DataError, match=r"corpus\.en\.jsonl: empty; expected one document"):
         prepare(settings(corpus, tmp_path / "shards"))
     assert not (tmp_path / "shards").exists()
     capsys.readouterr()
-    write(corpus, en=ENGLISH, sw=[{"_id": "1", "text": "mbegu"}])
+    write_corpus(corpus, en=ENGLISH, sw=[{"_id": "1", "text": "mbegu"}])
     shards = Shards.open(prepare(settings(corpus, tmp_path / "shards", vocab_size=45)))
     assert shards.languages == ["en"]
     assert "sw: no document of at least 8 tokens: the language is left out" in capsys.readouterr().err
@@ -209,13 +209,11 @@ def test_nothing_to_prepare_is_an_error(corpus, tmp_path, capsys):
 
 def test_a_hugging_face_dataset_gives_the_same_shards_as_its_files(tmp_path, capsys):
     pytest.importorskip("datasets")
-    for place in ("files", "dataset"):
-        (tmp_path / place).mkdir()
     rows = [{"_id": f"{row}", **SWAHILI[row % 3], "text": f"{SWAHILI[row % 3]['text']} {row}"} for row in range(12)]
     rows[5]["title"] = "Maziwa"
-    write(tmp_path / "files", sw=rows)
-    (tmp_path / "dataset" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "dataset" / "test.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    write_corpus(tmp_path / "files", sw=rows)
+    write(tmp_path / "dataset" / "train.jsonl", *rows)
+    write(tmp_path / "dataset" / "test.jsonl", rows[0])
     expected = Shards.open(prepare(settings(tmp_path / "files", tmp_path / "expected")))
 
     def hub(out, **changes):
@@ -270,27 +268,21 @@ def test_settings_out_of_range(changes):
         settings("in", "out", **changes)
 
 
-@pytest.mark.parametrize(("vocabulary", "dtype"), [(256, "u1"), (257, "u2"), (65536, "u2"), (65537, "u4")])
-def test_arrays_grow_chunk_by_chunk_in_the_smallest_type(tmp_path, vocabulary, dtype):
-    chunks = [[np.array([1, 2, vocabulary - 1]), np.array([5])], [], [np.array([7, 8])]]
-    with LanguageWriter(tmp_path, "en", vocabulary) as writer:
-        for chunk in chunks:
-            writer.append(chunk, range(len(chunk)))
-    tokens = np.load(tmp_path / "tokens.en.npy", mmap_mode="r")
-    assert tokens.dtype == np.dtype(dtype)
-    assert tokens.tolist() == [1, 2, vocabulary - 1, 5, 7, 8]
-    assert np.load(tmp_path / "offsets.en.npy").tolist() == [0, 3, 4, 6]
-    assert np.load(tmp_path / "articles.en.npy").tolist() == [0, 1, 0]
-    assert (writer.documents, writer.tokens) == (3, 6)
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i8"])
+def test_arrays_grow_chunk_by_chunk_and_are_empty_until_they_are_closed(tmp_path, dtype):
+    array = GrowingArray(tmp_path / "a.npy", dtype)
+    for chunk in ([1, 2, 255], [], [7]):
+        array.append(np.array(chunk, dtype=np.int64))
+    assert (len(np.load(tmp_path / "a.npy")), array.count) == (0, 4)
+    array.close()
+    found = np.load(tmp_path / "a.npy", mmap_mode="r")
+    assert (found.dtype, found.tolist()) == (np.dtype(dtype), [1, 2, 255, 7])
 
 
 def test_bad_rows_of_a_dataset_are_left_out_and_told(tmp_path, capsys):
     pytest.importorskip("datasets")
-    (tmp_path / "dataset").mkdir()
     rows = [{"lang": "sw", **SWAHILI[0]}, {"lang": "x y", **SWAHILI[1]}, {"lang": "en", **ENGLISH[4]}]
-    (tmp_path / "dataset" / "train.jsonl").write_text(
-        "".join(json.dumps({"article": "", **row}) + "\n" for row in rows)
-    )
+    write(tmp_path / "dataset" / "train.jsonl", *({"article": "", **row} for row in rows))
     given = {"dataset": str(tmp_path / "dataset"), "language_field": "lang", "vocab_size": 40}
     with pytest.raises(DataError, match=r"\[train\]:2: expected a language code such as sw under 'lang'"):
         prepare(PrepareSettings(out=str(tmp_path / "strict"), **given))

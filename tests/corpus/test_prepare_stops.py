@@ -5,22 +5,13 @@ import random
 import sys
 
 import pytest
+from preparing import WORDS, asked, write
 
-from mcontriever.corpus import PrepareSettings, Tokenizer, duplicates, job, prepare, readers, streams
+from mcontriever.corpus import Tokenizer, duplicates, job, prepare, readers, streams
 from mcontriever.corpus.cleaning import CleanSettings
 from mcontriever.errors import DataError
 
-WORDS = "river mountain lake bridge tower garden market harbour castle forest desert island valley meadow".split()
-
-
-def write(file, documents):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in documents))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("mcontriever.artifact._sync", lambda path: None)  # hundreds of tiny pieces
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +19,7 @@ def corpus(tmp_path_factory):
     folder, chosen = tmp_path_factory.mktemp("corpus"), random.Random(0)
     for language in ("en", "sw"):
         texts = [" ".join(chosen.choices(WORDS, k=chosen.randint(9, 40))) for _ in range(120)]
-        write(folder / f"{language}.jsonl", ({"_id": str(place), "text": text} for place, text in enumerate(texts)))
+        write(folder / f"{language}.jsonl", *({"_id": str(place), "text": text} for place, text in enumerate(texts)))
     return folder
 
 
@@ -39,14 +30,10 @@ def tokenizer(tmp_path_factory):
     return str(folder)
 
 
-def asked(corpus, tokenizer, out, **changes):
-    return PrepareSettings(corpus=str(corpus), out=str(out), tokenizer=tokenizer, **changes)
-
-
 def test_what_was_never_compared_is_told(tmp_path, tokenizer, monkeypatch, capsys):
     pytest.importorskip("rensa")
     texts = [" ".join(random.Random(seed).choices(WORDS, k=60)) for seed in range(20)]
-    write(tmp_path / "corpus" / "en.jsonl", ({"text": text} for text in texts))
+    write(tmp_path / "corpus" / "en.jsonl", *({"text": text} for text in texts))
     monkeypatch.setattr(duplicates, "_bands", lambda permutations, threshold: [slice(0, 0)])  # all meet
     for rounds, left in ((256, 0), (5, 14)):
         monkeypatch.setattr(duplicates, "_ROUNDS", rounds)

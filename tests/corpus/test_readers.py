@@ -2,7 +2,6 @@
 
 import gzip
 import itertools
-import json
 import lzma
 import re
 import sys
@@ -10,6 +9,8 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preparing import write
+from reading import read_documents, read_hub
 
 from mcontriever.corpus import readers, streams
 from mcontriever.corpus.formats import Document
@@ -17,8 +18,6 @@ from mcontriever.corpus.readers import (
     BadLine,
     Piece,
     pieces,
-    read_documents,
-    read_hub,
     read_piece,
     stream_hub,
 )
@@ -35,15 +34,6 @@ ROWS = [
     b"{",
 ]
 no_deadline = settings(deadline=None, max_examples=60)
-
-
-def write(path, *rows):
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text, encoding="utf-8")
-    return path
 
 
 def write_parquet(path, rows, row_group_size=None):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from writing_shards import LanguageWriter
 
 from mcontriever.artifact import writing
-from mcontriever.corpus import LanguageWriter, Shards, Tokenizer
+from mcontriever.corpus import Shards, Tokenizer
 from mcontriever.errors import ArtifactError
 
 TEXTS = ["kahawa ni kinywaji cha moto", "chai ni kinywaji pia", "maziwa na maji ya kunywa kila siku"]

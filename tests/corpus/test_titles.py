@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writing_shards import LanguageWriter
 
 from mcontriever.artifact import open_artifact, writing
-from mcontriever.corpus import LanguageWriter, PrepareSettings, Shards, Tokenizer, prepare
+from mcontriever.corpus import PrepareSettings, Shards, Tokenizer, prepare
 from mcontriever.errors import ArtifactError
 
 WORDS = [

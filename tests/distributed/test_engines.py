@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 HALF = ["bf16", "fp16"]
 STAGES = ["zero0", "zero1", "zero2", "zero2_offload", "zero3"]
 TWO_RANKS = [
-    *(f"{engine}:moco" for engine in ["plain", *STAGES]),
+    *(f"{engine}:moco" for engine in ["plain", *STAGES, "zero3_offload"]),
     *(f"{engine}:in_batch" for engine in ["plain", "zero1", "zero3"]),
     *(f"{engine}:moco:fp32:2" for engine in ["plain", "zero1", "zero3"]),
     *(f"{engine}_sharded:moco" for engine in ["plain", "zero1", "zero2"]),

@@ -11,14 +11,13 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 
 import fault_worker
 import pytest
 import torch
-from launching import ROOT, make_recipe
+from launching import deepspeed_config, free_port, make_recipe
 from safetensors.torch import load_file
 
 from mcontriever.training import state
@@ -27,34 +26,9 @@ pytestmark = pytest.mark.slow
 
 ENGINES = ["plain", "zero0", "zero1", "zero2", "zero2_offload", "zero3"]
 STEPS = 12
-RECIPE = """
-steps = {steps}
-log_every = 1
-[model]
-layers = 2
-hidden = 32
-heads = 2
-intermediate = 64
-max_positions = 66
-dropout = 0.1
-[unlabelled]
-shards = "{shards}"
-window = 48
-comparable = 0.5
-[objective]
-queue_size = 20
-momentum = 0.9
-[optim]
-lr = 1e-3
-warmup = 3
-[batch]
-size = 8
-accumulation = 2
-[logging]
-gemm_share = false
-[saving]
-every = 2
-"""
+CHANGES = {"steps": STEPS, "saving.every": 2, "batch.accumulation": 2, "unlabelled.comparable": 0.5}
+CHANGES |= {"model.layers": 2, "model.hidden": 32, "model.intermediate": 64, "optim.lr": 1e-3, "optim.warmup": 3}
+CHANGES |= {"objective.queue_size": 20, "objective.momentum": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +44,7 @@ def forks():
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    return make_recipe(tmp_path_factory.mktemp("faults"), RECIPE, "en", "sw", steps=STEPS)
+    return make_recipe(tmp_path_factory.mktemp("faults"), ["en", "sw"], CHANGES)
 
 
 @dataclasses.dataclass
@@ -84,12 +58,10 @@ class Run:
     world: int = 2
 
     def start(self, fault=(), *options):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         argv = ["--recipe", str(self.recipe), "--output", str(self.output), *options]
         if self.engine != "plain":
-            argv += ["--deepspeed_config", str(ROOT / "ds_configs" / f"{self.engine}.json")]
+            argv += deepspeed_config(self.engine)
+        port = free_port()
         job = [
             self.forks.Process(
                 target=fault_worker.rank_main,

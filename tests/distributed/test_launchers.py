@@ -5,51 +5,33 @@ The losses of all of them are compared with the plain engine in one process; tol
 
 import json
 import os
-import pathlib
-import socket
 import subprocess
 import sys
 
 import pytest
-from launching import ROOT, make_recipe
+from launching import (
+    DEEPSPEED,
+    DEEPSPEED_TWO,
+    TORCHRUN,
+    TORCHRUN_TWO,
+    TRAIN,
+    deepspeed_config,
+    free_port,
+    make_recipe,
+)
 
 from mcontriever.training import metrics
 
 pytestmark = pytest.mark.slow
 
-FILE, ZERO = str(ROOT / "mcontriever" / "train.py"), ["--deepspeed_config", str(ROOT / "ds_configs" / "zero1.json")]
-DEEPSPEED = [sys.executable, str(pathlib.Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+ZERO = deepspeed_config()
 TOOLS = ["bash", "cat", "env", "hostname", "ls", "sh", "uname"]
-RECIPE = """
-steps = 3
-log_every = 1
-[model]
-layers = 1
-hidden = 16
-heads = 2
-intermediate = 32
-max_positions = 66
-dropout = 0.0
-[unlabelled]
-shards = "{shards}"
-window = 48
-comparable = 0.5
-[objective]
-queue_size = 16
-[optim]
-lr = 1e-2
-warmup = 1
-[batch]
-size = 8
-[logging]
-gemm_share = false
-"""
+STILL = {"steps": 3, "model.dropout": 0.0, "unlabelled.comparable": 0.5}
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    return make_recipe(tmp_path_factory.mktemp("launchers"), RECIPE, "en", "sw")
+    return make_recipe(tmp_path_factory.mktemp("launchers"), ["en", "sw"], STILL)
 
 
 @pytest.fixture
@@ -94,12 +76,12 @@ def expected(recipe, tmp_path_factory):
 
 
 WAYS = {
-    "python-file": [sys.executable, FILE],
-    "python-file-zero": [sys.executable, FILE, *ZERO],
-    "deepspeed-file": [*DEEPSPEED, FILE, *ZERO],
-    "deepspeed-module": [*DEEPSPEED, "--module", "mcontriever.train", *ZERO],
-    "torchrun-file": [*TORCHRUN, "--standalone", FILE, *ZERO],
-    "torchrun-module-plain": [*TORCHRUN, "--standalone", "-m", "mcontriever.train"],
+    "python-file": [sys.executable, TRAIN],
+    "python-file-zero": [sys.executable, TRAIN, *ZERO],
+    "deepspeed-file": [*DEEPSPEED_TWO, TRAIN, *ZERO],
+    "deepspeed-module": [*DEEPSPEED_TWO, "--module", "mcontriever.train", *ZERO],
+    "torchrun-file": [*TORCHRUN_TWO, TRAIN, *ZERO],
+    "torchrun-module-plain": [*TORCHRUN_TWO, "-m", "mcontriever.train"],
 }
 
 
@@ -119,14 +101,12 @@ def test_every_way_of_starting_is_the_same_run(way, recipe, expected, environmen
 def test_two_nodes(launcher, recipe, expected, environment, tmp_path):
     """Started once on each, here twice on this one; no ssh is asked for."""
     (tmp_path / "hosts").write_text("node-a slots=1\nnode-b slots=1\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meet = ["--master_addr", "127.0.0.1", "--master_port", str(probe.getsockname()[1])]
+    meet = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     if launcher == "torchrun":
         command = [*TORCHRUN, "--nproc_per_node", "1", "--nnodes", "2", *meet]
     else:
-        command = [DEEPSPEED[0], DEEPSPEED[1], "--hostfile", str(tmp_path / "hosts"), "--no_ssh", *meet]
-    rest = [FILE, *ZERO, "--recipe", str(recipe), "--output", str(tmp_path / "run")]
+        command = [*DEEPSPEED, "--hostfile", str(tmp_path / "hosts"), "--no_ssh", *meet]
+    rest = [TRAIN, *ZERO, "--recipe", str(recipe), "--output", str(tmp_path / "run")]
     nodes = [start([*command, "--node_rank", number, *rest], environment, tmp_path) for number in "01"]
     said = ["".join(node.communicate(timeout=180)) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
@@ -137,7 +117,7 @@ def test_two_nodes(launcher, recipe, expected, environment, tmp_path):
 def test_a_hostfile_of_this_machine_alone_and_no_local_rank(recipe, expected, environment, tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=2\n")
     here = ["--hostfile", str(tmp_path / "hosts"), "--no_ssh", "--node_rank", "0", "--master_addr", "127.0.0.1"]
-    command = [DEEPSPEED[0], DEEPSPEED[1], *here, "--no_local_rank", FILE, *ZERO]
+    command = [*DEEPSPEED, *here, "--no_local_rank", TRAIN, *ZERO]
     code, said = run([*command, "--recipe", str(recipe), "--output", str(tmp_path / "run")], environment, tmp_path)
     assert code == 0, said
     assert "2 ranks" in said
@@ -168,8 +148,8 @@ def test_a_mistake_is_said_once_for_all_ranks(launcher, mistake, words, recipe, 
         options = ["--unlabelled.shards", str(tmp_path / "nowhere")]
     else:
         (tmp_path / "run" / "model").mkdir(parents=True)  # only rank 0 looks at what lies there
-    starter = DEEPSPEED if launcher == "deepspeed" else [*TORCHRUN, "--standalone"]
-    command = [*starter, FILE, "--recipe", str(recipe), "--output", str(tmp_path / "run"), *options]
+    starter = DEEPSPEED_TWO if launcher == "deepspeed" else TORCHRUN_TWO
+    command = [*starter, TRAIN, "--recipe", str(recipe), "--output", str(tmp_path / "run"), *options]
     code, said = run(command, environment, tmp_path)
     assert code != 0
     assert len(complaints(said)) == 1, said

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from launching import ROOT, make_recipe
+from launching import DEEPSPEED_TWO, TORCHRUN_TWO, TRAIN, deepspeed_config, make_recipe
 from safetensors.torch import load_file
 from torch import equal
 
@@ -16,46 +16,18 @@ from mcontriever.training import metrics, state
 
 pytestmark = pytest.mark.slow
 
-TRAIN = [str(ROOT / "mcontriever" / "train.py")]
-ZERO = ["--deepspeed_config", str(ROOT / "ds_configs" / "zero1.json")]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-DEEPSPEED = [sys.executable, str(pathlib.Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2"]
+ZERO = deepspeed_config()
 SUPERVISE = [sys.executable, "-m", "mcontriever", "supervise", "--wait", "0.1", "--"]
 STEPS = 120  # so many that there is time to send a signal, and so short that all of them take a moment
-RECIPE = """
-steps = {steps}
-log_every = 1
-[model]
-layers = 1
-hidden = 16
-heads = 2
-intermediate = 32
-max_positions = 66
-dropout = 0.1
-[unlabelled]
-shards = "{shards}"
-window = 48
-[objective]
-queue_size = 16
-[optim]
-lr = 1e-2
-warmup = 1
-[batch]
-size = 8
-[logging]
-gemm_share = false
-[saving]
-every = 1000
-"""
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    return make_recipe(tmp_path_factory.mktemp("supervised"), RECIPE, "en", steps=STEPS)
+    return make_recipe(tmp_path_factory.mktemp("supervised"), ["en"], {"steps": STEPS, "saving.every": 1000})
 
 
 def start(launcher, recipe, output, *options):
-    command = [*launcher, *TRAIN, "--recipe", str(recipe), "--output", str(output), *options]
+    command = [*launcher, TRAIN, "--recipe", str(recipe), "--output", str(output), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -83,7 +55,7 @@ def weights(output):
 @pytest.fixture(scope="module")
 def whole(recipe):
     output = recipe.parent / "whole"
-    process = start(TORCHRUN, recipe, output, *ZERO)
+    process = start(TORCHRUN_TWO, recipe, output, *ZERO)
     said = ended(process)
     assert process.returncode == 0, said
     return weights(output)
@@ -92,7 +64,7 @@ def whole(recipe):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_torchrun_passes_on_what_it_is_told_to(number, recipe, tmp_path):
     output = tmp_path / "run"
-    process = start([*TORCHRUN, "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"], recipe, output)
+    process = start([*TORCHRUN_TWO, "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"], recipe, output)
     wait_for_steps(process, output)
     process.send_signal(number)
     said = ended(process)
@@ -103,14 +75,14 @@ def test_torchrun_passes_on_what_it_is_told_to(number, recipe, tmp_path):
 
 def test_supervised_under_deepspeed_a_signal_saves_and_the_exit_code_says_so(recipe, tmp_path, whole):
     output = tmp_path / "run"
-    process = start([*SUPERVISE, *DEEPSPEED], recipe, output, *ZERO)
+    process = start([*SUPERVISE, *DEEPSPEED_TWO], recipe, output, *ZERO)
     wait_for_steps(process, output)
     process.send_signal(signal.SIGUSR1)
     said = ended(process)
     assert process.returncode == 75, said
     assert "told to end by SIGUSR1; the job ended with exit code 75" in said
     assert len(state.states(output)) == 1
-    again = start(TORCHRUN, recipe, output, *ZERO)
+    again = start(TORCHRUN_TWO, recipe, output, *ZERO)
     said = ended(again)
     assert again.returncode == 0, said
     assert "resuming after step" in said
@@ -119,7 +91,7 @@ def test_supervised_under_deepspeed_a_signal_saves_and_the_exit_code_says_so(rec
 
 def test_supervised_a_killed_rank_brings_the_whole_job_back(recipe, tmp_path, whole):
     output = tmp_path / "run"
-    process = start([*SUPERVISE, *TORCHRUN], recipe, output, *ZERO, "--saving.every", "3")
+    process = start([*SUPERVISE, *TORCHRUN_TWO], recipe, output, *ZERO, "--saving.every", "3")
     wait_for_steps(process, output, 7)
     os.kill(rank_of(output, "1"), signal.SIGKILL)
     said = ended(process)
@@ -149,7 +121,7 @@ LEAP = ["--guard.spike_sigmas", "0.01", "--guard.window", "2"]  # which any loss
     [(["--optim.lrr", "1"], 2, "cannot mend what it was given"), (LEAP, 65, "would come to the same end")],
 )
 def test_supervised_what_a_restart_does_not_mend_is_not_tried_again(recipe, tmp_path, options, code, why):
-    process = start([*SUPERVISE, *TORCHRUN], recipe, tmp_path / "run", *options)
+    process = start([*SUPERVISE, *TORCHRUN_TWO], recipe, tmp_path / "run", *options)
     said = ended(process)
     assert process.returncode == code, said
     assert f"a restart {why}" in said

@@ -2,10 +2,10 @@
 
 Started by torchrun (or alone) with: OUT CASE[,CASE…]. A case is
 [ENGINE>]ENGINE[_sharded]:OBJECTIVE[:PRECISION[:ACCUMULATION[:ARCHITECTURE]]], ENGINE being `plain` or the name of a
-file in ds_configs; `_sharded` spreads the momentum encoder over the ranks also where it would be whole. ACCUMULATION
-`unsteady` computes steps in 1, 2 and 4 micro-batches by turns, and before the second and the fifth one that is refused.
-ARCHITECTURE `checkpointed` is XLM-R with activation checkpointing. Half-way the state is saved and read back. Rank 0
-writes losses, gradient norms and final weights to OUT/<case>.
+file in ds_configs, or of one beside this; `_sharded` spreads the momentum encoder over the ranks also where it would be
+whole. ACCUMULATION `unsteady` computes steps in 1, 2 and 4 micro-batches by turns, and before the second and the fifth
+one that is refused. ARCHITECTURE `checkpointed` is XLM-R with activation checkpointing. Half-way the state is saved and
+read back. Rank 0 writes losses, gradient norms and final weights to OUT/<case>.
 """
 
 import dataclasses
@@ -93,14 +93,19 @@ def make_encoder(architecture: str, tokenizer: Tokenizer) -> Encoder:
     return Encoder(config, Contract.of(config, tokenizer), tokenizer)
 
 
+def file_of(engine: str) -> str:
+    shipped = ROOT / "ds_configs" / f"{engine}.json"
+    return str(shipped if shipped.exists() else pathlib.Path(__file__).with_name(shipped.name))
+
+
 def build(case: str, tokenizer: Tokenizer):
     words = case.split(":")
     words += ["", "", "fp32", "1", "xlm-roberta"][len(words) :]
     engine_name, objective_name, precision, accumulation, architecture = words
-    sharded = engine_name.endswith("_sharded") or engine_name == "zero3"
+    sharded = engine_name.endswith("_sharded") or engine_name.startswith("zero3")
     engine_name = engine_name.removesuffix("_sharded")
     accumulation = 1 if accumulation == "unsteady" else int(accumulation)
-    config = "" if engine_name == "plain" else str(ROOT / "ds_configs" / f"{engine_name}.json")
+    config = "" if engine_name == "plain" else file_of(engine_name)
     settings = recipe(precision, accumulation, config)
     encoder = make_encoder(architecture, tokenizer)
     encoder.precision = precision

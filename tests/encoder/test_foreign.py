@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from mcontriever.cli import main
-from mcontriever.encoder import CheckpointError, Encoder, check, checkpoint, load, registry, resolve_device
-from mcontriever.encoder.contract import Rules
+from mcontriever.encoder import CheckpointError, Encoder, check, load
 from mcontriever.errors import ArtifactError, SettingsError, UsageError
 
 DOT = {"pooling": "mean", "similarity": "dot"}
@@ -111,83 +108,6 @@ def test_other_modules_are_refused(foreign: Path, modules: list[str], pooling: s
         load(foreign)
 
 
-def test_hub_names_are_fetched_and_the_registry_knows_their_rules(
-    foreign: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, str | None]] = []
-
-    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, revision))
-        return str(foreign)
-
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
-    contract = load("castorini/mdpr-tied-pft-msmarco", passage_max_length=60).contract
-    assert asked == [("castorini/mdpr-tied-pft-msmarco", None)]
-    assert (contract.pooling, contract.similarity, contract.passage_max_length) == ("cls", "dot", 60)
-
-
-def test_only_tensors_are_fetched_when_there_are_safetensors(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patterns: list[list[str]] = []
-    monkeypatch.setattr(
-        checkpoint,
-        "snapshot_download",
-        lambda name, revision, allow_patterns: (patterns.append(allow_patterns), str(foreign))[1],
-    )
-    load("facebook/contriever", query_max_length=60, passage_max_length=60)
-    assert not any("pytorch_model.bin" in pattern for pattern in patterns)
-    torch.save(load_file(foreign / "model.safetensors"), foreign / "pytorch_model.bin")
-    (foreign / "model.safetensors").unlink()
-    load("facebook/contriever", query_max_length=60, passage_max_length=60)
-    assert "pytorch_model.bin" in patterns[-1]
-
-
-def test_a_name_of_the_registry_is_taken_at_the_commit_its_rules_were_checked_at(
-    foreign: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked: list[tuple[str, str | None]] = []
-
-    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, revision))
-        return str(foreign)
-
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
-    lengths: Rules = {"query_max_length": 60, "passage_max_length": 60}
-    name, commit = "intfloat/multilingual-e5-small", registry.KNOWN["intfloat/multilingual-e5-small"].revision
-    contracts = [load(f"{name}{ending}", **lengths).contract for ending in ("", "@main", f"@{'0' * 40}")]
-    assert asked == [(name, commit), (name, "main"), (name, "0" * 40)]
-    assert [contract.query_prefix for contract in contracts] == ["query: "] * 3
-    said = capsys.readouterr().err
-    assert said == f"{name}: taken at commit {commit[:12]}, which its rules of use were checked at\n"
-    load("somebody/else@v1", **DOT)  # type: ignore[arg-type]
-    assert asked[-1] == ("somebody/else", "v1")
-
-
-def test_the_registry_pins_only_whole_hashes() -> None:
-    pins = [known.revision for known in registry.KNOWN.values() if known.revision]
-    assert len(pins) == len(set(pins)) > 5
-    assert all(re.fullmatch("[0-9a-f]{40}", pin) for pin in pins)
-
-
-@pytest.mark.parametrize("name", ["banana", "cuda:7", "cuda", "meta", "cpu:x"])
-def test_a_device_that_is_not_there_is_one_line_before_anything_is_read(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: name == "cuda:7")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match=rf"^device '{name}': .* there are: cpu") as error:
-        load("/nowhere/at/all", device=name)
-    assert ("cuda, cuda:0" in str(error.value)) == (name == "cuda:7")
-
-
-def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device() == resolve_device("") == resolve_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device() == torch.device("cuda")
-    assert resolve_device("cuda:1") == resolve_device(torch.device("cuda", 1)) == torch.device("cuda:1")
-
-
 @pytest.mark.parametrize(
     "modules",
     [
@@ -240,18 +160,6 @@ def test_values_of_another_kind_are_named(foreign: Path, file: str, content: obj
     (foreign / file).write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=said):
         load(foreign, similarity="dot")
-
-
-def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(name: str, revision: str | None, allow_patterns: list[str]) -> str:
-        raise LocalEntryNotFoundError("cannot find an appropriate cached snapshot\nand a second line")
-
-    monkeypatch.setattr(checkpoint, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"^facebook/mcontriever: no such folder, and the hub") as error:
-        load("facebook/mcontriever")
-    assert "\n" not in str(error.value)
-    with pytest.raises(CheckpointError, match="no such folder; expected"):
-        load("/nowhere/at/all")
 
 
 def test_an_old_pickled_bert_is_read(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,3 +90,31 @@ def test_neighbouring_numbers_of_a_mask_are_independent() -> None:
     mask = keep_mask(torch.empty(1_000_000), 0.3).float() - 0.7
     for distance in (1, 2, 3, 4):
         assert abs((mask[:-distance] * mask[distance:]).mean()) < 5 * 0.21 / 1000
+
+
+GROWTH = """
+import resource, torch
+from mcontriever.encoder.kernels import linear
+torch.set_num_threads(1)
+weight, bias = torch.randn(64, 64), torch.randn(64)
+for step, rows in enumerate(range(100, 700)):
+    with torch.autocast("cpu", torch.bfloat16):
+        linear(torch.randn(rows, 64), weight, bias)
+    if step == 100:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_batches_of_ever_new_sizes_do_not_fill_the_memory() -> None:
+    """Each size leaves a compiled product behind; a week of training has hundreds of thousands of sizes."""
+
+    clean = {name: value for name, value in os.environ.items() if "CACHE_CAPACITY" not in name}
+
+    def megabytes(environment: dict[str, str]) -> float:
+        command = [sys.executable, "-c", GROWTH]
+        return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    kept = megabytes(clean | {"LRU_CACHE_CAPACITY": "1024", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"})
+    assert megabytes(clean) < kept / 2

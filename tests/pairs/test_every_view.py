@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writing_shards import LanguageWriter
 
 from mcontriever.artifact import writing
-from mcontriever.corpus import LanguageWriter, Shards, Tokenizer
+from mcontriever.corpus import Shards, Tokenizer
 from mcontriever.errors import DataError, SettingsError
 from mcontriever.pairs import UnlabelledPairs, UnlabelledSettings, noise, unlabelled
 from mcontriever.settings import build

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from writing_shards import LanguageWriter
 
 from mcontriever.artifact import writing
-from mcontriever.corpus import LanguageWriter, Shards, Tokenizer
+from mcontriever.corpus import Shards, Tokenizer
 from mcontriever.pairs import UnlabelledPairs, UnlabelledSettings
 
 WORDS = "coffee tea milk water bread".split()

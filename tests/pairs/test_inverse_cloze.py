@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from writing_shards import LanguageWriter
 
 from mcontriever.artifact import writing
-from mcontriever.corpus import LanguageWriter, Shards, Tokenizer
+from mcontriever.corpus import Shards, Tokenizer
 from mcontriever.errors import DataError, SettingsError
 from mcontriever.pairs import UnlabelledPairs, UnlabelledSettings
 

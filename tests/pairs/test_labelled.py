@@ -122,9 +122,10 @@ def test_a_folder_of_judgements(tmp_path, tokenizer):
     ("row", "complaint"),
     [
         ({"query": "a"}, ":1: expected .*got the keys 'query'"),
-        ({"query": " ", "positive": {"text": "x"}}, ":1: expected text under 'query'"),
+        ({"query": " ", "positive": {"text": "x"}}, ":1: 'query' is empty"),
         ({"query": "a", "positive": {"text": None}}, ":1: expected text under 'text'"),
-        ({"query": "a", "positive": {"text": "x", "title": 3}}, ":1: 'title' must be text"),
+        ({"query": "a", "positive": {"text": "x", "title": 3}}, ":1: expected text under 'title'"),
+        ({"query": "half \ud83d", "positive": {"text": "x"}}, ":1: 'query' holds half a surrogate pair"),
         ({"query": "a", "positive": {"text": "x"}, "group": []}, ":1: 'group' must be text"),
     ],
 )

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from writing_shards import LanguageWriter
 
 from mcontriever.artifact import writing
-from mcontriever.corpus import LanguageWriter, Shards, Tokenizer
+from mcontriever.corpus import Shards, Tokenizer
 from mcontriever.pairs import UnlabelledPairs, UnlabelledSettings, unlabelled
 from mcontriever.pairs.salience import EncoderSalience, Statistics
 from mcontriever.pairs.windows import Windows

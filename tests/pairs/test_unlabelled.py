@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writing_shards import LanguageWriter
 
 from mcontriever.artifact import writing
-from mcontriever.corpus import LanguageWriter, Shards, Tokenizer
+from mcontriever.corpus import Shards, Tokenizer
 from mcontriever.errors import ArtifactError, DataError, SettingsError
 from mcontriever.pairs import UnlabelledPairs, UnlabelledSettings, unlabelled
 

@@ -1,5 +1,7 @@
-"""A corpus and a recipe so small that a whole run takes a moment."""
+"""A corpus and a recipe so small that a whole run takes a moment, and a kill on the way."""
 
+import contextlib
+import itertools
 import json
 
 import pytest
@@ -8,7 +10,7 @@ from mcontriever.corpus import PrepareSettings, prepare
 from mcontriever.encoder import ModelSettings
 from mcontriever.objectives import ObjectiveSettings
 from mcontriever.pairs import UnlabelledSettings
-from mcontriever.training import BatchSettings, SavingSettings, TrainSettings
+from mcontriever.training import BatchSettings, SavingSettings, TrainSettings, loop
 from mcontriever.training.schedule import OptimSettings
 
 WORDS = "river mountain lake bridge tower garden market harbour castle forest desert island valley meadow".split()
@@ -52,3 +54,24 @@ def recipe():
         return TrainSettings(**(given | changes))
 
     return made
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """A function of a step's number: the run inside is interrupted instead of taking that step."""
+
+    @contextlib.contextmanager
+    def interrupting(number):
+        real, calls = loop.train_step, itertools.count(1)
+
+        def step(*given):
+            if next(calls) == number:
+                raise KeyboardInterrupt
+            return real(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train_step", step)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return interrupting

@@ -80,17 +80,9 @@ def test_training_is_the_same_bit_for_bit_whether_or_not_it_is_measured(shards, 
     assert train(recipe(shards, output)) == output / "model"
 
 
-def test_killed_and_resumed_each_step_is_measured_once(shards, watched, tmp_path, monkeypatch):
+def test_killed_and_resumed_each_step_is_measured_once(shards, watched, tmp_path, killed_at):
     output, _ = watched
-    real, calls = loop_module.train_step, iter(range(100))
-
-    def killed_at_fourth(*arguments):
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(loop_module, "train_step", killed_at_fourth)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(4):
         train(recipe(shards, tmp_path / "killed", small()))
     assert [line["step"] for line in lines(tmp_path / "killed")] == [0, 2]
     train(recipe(shards, tmp_path / "killed", small()))

@@ -32,22 +32,11 @@ def test_a_run_leaves_a_checkpoint_that_knows_its_recipe(recipe, shards, tmp_pat
     assert sorted(path.name for path in (tmp_path / "run").glob("state-*")) == ["state-00000004", "state-00000006"]
 
 
-def test_killed_and_resumed_is_bit_identical_dropout_and_queue_included(recipe, shards, tmp_path, monkeypatch):
+def test_killed_and_resumed_is_bit_identical_dropout_and_queue_included(recipe, shards, tmp_path, killed_at):
     whole = train(recipe(shards, tmp_path / "whole"))
-    real = loop_module.train_step
-
-    def killed_at_fifth(*arguments):
-        if killed_at_fifth.calls == 4:
-            raise KeyboardInterrupt
-        killed_at_fifth.calls += 1
-        return real(*arguments)
-
-    killed_at_fifth.calls = 0
-    monkeypatch.setattr(loop_module, "train_step", killed_at_fifth)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(5):
         train(recipe(shards, tmp_path / "killed"))
     assert not (tmp_path / "killed" / "model").exists()
-    monkeypatch.setattr(loop_module, "train_step", real)
     resumed = train(recipe(shards, tmp_path / "killed"))
     expected, got = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(expected[name], got[name]) for name in expected)

@@ -5,10 +5,11 @@ import json
 import struct
 import sys
 import time
+import types
 
 import pytest
 
-from mcontriever.errors import DataError, MissingExtra, SettingsError
+from mcontriever.errors import DataError, McontrieverError, MissingExtra, SettingsError
 from mcontriever.training.settings import LoggingSettings
 from mcontriever.training.sinks import Fanout, TensorBoard, WandB, open_sinks
 
@@ -51,6 +52,25 @@ def test_a_library_that_is_not_there_is_an_error_at_once(tmp_path, monkeypatch, 
     extra = "log" if module == "tensorboard" else "wandb"
     with pytest.raises(MissingExtra, match=rf"logging\.\w+ needs {module}: pip install 'mcontriever\[{extra}\]'"):
         open_sinks(LoggingSettings(**chosen), tmp_path, 0, {})
+
+
+def test_weights_and_biases_that_cannot_be_opened_are_told_with_a_way_out(tmp_path, monkeypatch):
+    class NoKey(Exception):
+        pass
+
+    def init(**options):
+        raise NoKey("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Settings=dict))
+    with pytest.raises(McontrieverError, match=r"^Weights & Biases cannot be opened: No API key .*WANDB_MODE=offline"):
+        open_sinks(LoggingSettings(wandb="project"), tmp_path, 0, {})
+
+
+def test_event_files_that_cannot_be_written_are_told_with_a_way_out(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("in the way")
+    with pytest.raises(McontrieverError, match=r"^TensorBoard cannot be opened: .*leave out logging.tensorboard"):
+        open_sinks(LoggingSettings(tensorboard=True), tmp_path, 0, {})
 
 
 def test_a_project_no_server_would_take_is_refused():

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from mcontriever.encoder import ModelSettings
 from mcontriever.objectives import ObjectiveSettings
 from mcontriever.training import BatchSettings, metrics, train
-from mcontriever.training import loop as loop_module
 from mcontriever.training.step import Moco
 
 STILL = ModelSettings(layers=1, hidden=16, heads=2, intermediate=32, max_positions=66, dropout=0.0)
@@ -53,23 +52,14 @@ def test_a_cold_queue_has_nothing_to_say_at_first_and_a_warm_one_has(shards, rec
 
 
 def test_the_queue_is_warmed_once_and_a_resumed_run_with_key_dropout_is_bit_identical(
-    shards, recipe, tmp_path, monkeypatch
+    shards, recipe, tmp_path, monkeypatch, killed_at
 ):
     warmed, real = [], Moco.warm_start
     monkeypatch.setattr(Moco, "warm_start", lambda self, steps: warmed.append(1) or real(self, steps))
     objective = ObjectiveSettings(**MOCO, warm_start=True, key_dropout=True, label_smoothing=0.1)
     given = {"objective": objective, "log_every": 1, "batch": BatchSettings(size=8, tokens=140)}
     whole = train(recipe(shards, tmp_path / "whole", **given))
-    step, calls = loop_module.train_step, []
-
-    def killed_at_fourth(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return step(*arguments, **options)
-
-    monkeypatch.setattr(loop_module, "train_step", killed_at_fourth)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(4):
         train(recipe(shards, tmp_path / "killed", **given))
     assert len(warmed) == 2
     resumed = train(recipe(shards, tmp_path / "killed", **given))

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from mcontriever.training import loop, metrics, train
+from mcontriever.training import metrics, train
 from mcontriever.training.settings import EvaluationSettings, LoggingSettings
 from mcontriever.training.sinks import TensorBoard
 
@@ -30,20 +30,12 @@ def logged(output, name, file=metrics.NAME):
 
 
 def test_tensorboard_holds_what_metrics_hold_and_a_resumed_run_each_step_once(
-    recipe, shards, tmp_path, scalars, monkeypatch
+    recipe, shards, tmp_path, scalars, killed_at
 ):
     asked = recipe(
         shards, tmp_path / "run", logging=LoggingSettings(tensorboard=True, gemm_tflops=0.1), evaluation=MEASURED
     )
-    real, calls = loop.train_step, iter(range(100))
-
-    def killed_at_fifth(*arguments):
-        if next(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", killed_at_fifth)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(5):
         train(dataclasses.replace(asked, saving=dataclasses.replace(asked.saving, every=3)))  # after the line of step 4
     train(asked)
     told = scalars(tmp_path / "run")

@@ -1,67 +1,23 @@
-"""A real uvicorn on a free loopback port, asked by the standard library's clients."""
+"""Questions and refusals of the service: a real uvicorn on a free loopback port, asked by the standard library."""
 
 from __future__ import annotations
 
 import http.client
-import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 
 import pytest
-import torch
 import uvicorn
+from asking import Slow, ask
 
-from mcontriever.cli import main
-from mcontriever.corpus.tokenizer import Tokenizer
-from mcontriever.encoder import Encoder, ModelSettings, save
-from mcontriever.errors import run_command
-from mcontriever.retrieval import EmbedSettings, IndexSettings, Searcher, build_index, embed
-from mcontriever.serving import server
 from mcontriever.serving.app import LARGEST_K, LONGEST_BODY, LONGEST_QUERY, make_app
 
-ROWS = {
-    "en": ["Coffee is a drink made from roasted beans.", "Penicillin was found by Fleming in 1928.", "Rain falls."],
-    "sw": ["Kahawa ni kinywaji kinachotengenezwa kwa mbegu zilizokaangwa."],
-    "ar": ["القهوة مشروب يصنع من حبوب محمصة"],
-    "ja": ["コーヒーは焙煎した豆から作る飲み物です。"],
-}
 QUERIES = ["what is coffee", "مشروب", "コーヒー", "kahawa ni nini & what? + 100%"]
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serving")
-    shape = ModelSettings(layers=1, hidden=16, heads=2, intermediate=32, max_positions=66)
-    encoder = Encoder.random(shape, Tokenizer.train([text for texts in ROWS.values() for text in texts] * 3, 90))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():  # fresh weights give all texts about the same vector
-        for parameter in encoder.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, 0.3, generator=generator)
-    save(encoder, folder / "model")
-    (folder / "corpus").mkdir()
-    for code, texts in ROWS.items():
-        rows = [{"_id": f"{code}{number}", "title": code, "text": text} for number, text in enumerate(texts)]
-        (folder / f"corpus/corpus.{code}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    places = {name: str(folder / name) for name in ("corpus", "vectors", "index")}
-    embed(EmbedSettings(checkpoint=str(folder / "model"), corpus=places["corpus"], out=places["vectors"]))
-    return build_index(IndexSettings(vectors=places["vectors"], out=places["index"], lexical=False))
-
-
-@pytest.fixture(scope="module")
-def searcher(index):
-    return Searcher.open(index, device="cpu")
 
 
 @contextmanager
@@ -85,19 +41,6 @@ def port(searcher):
         yield port
 
 
-def ask(port, path, body=None, method=None, **headers):
-    """(status, JSON, headers) of a request; a body is sent as JSON unless it is bytes or chunks already."""
-    if body is not None and not isinstance(body, bytes):
-        body = json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"} | {key.replace("_", "-"): value for key, value in headers.items()}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=20) as response:
-            return response.status, json.loads(response.read()), response.headers
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read()), error.headers
-
-
 def address(**fields):
     return "/search?" + urllib.parse.urlencode(fields)
 
@@ -119,26 +62,6 @@ def test_concurrent_requests_get_what_they_get_alone(port):
         together = list(pool.map(lambda each: ask(port, "/search", {"q": each[0], "k": each[1]})[:2], wanted))
     assert together == alone
     assert {status for status, _ in alone} == {200}
-
-
-class Slow:
-    """A searcher that waits to be let go, and knows how many were in it at once."""
-
-    def __init__(self):
-        self.inside, self.most, self.entered, self.go = 0, 0, threading.Event(), threading.Event()
-
-    def __len__(self):
-        return 1
-
-    def search(self, q, k, language):
-        self.inside += 1
-        self.most = max(self.most, self.inside)
-        self.entered.set()
-        assert self.go.wait(20)
-        self.inside -= 1
-        if q == "break":
-            raise RuntimeError("a bug at /home/secret")
-        return []
 
 
 def test_searches_wait_for_each_other_and_health_for_none():
@@ -276,78 +199,3 @@ def test_openapi_states_types_and_limits(port):
     assert [each["name"] for each in told["paths"]["/search"]["get"]["parameters"]] == ["q", "k", "language"]
     refusal = told["paths"]["/search"]["post"]["responses"]["422"]["content"]["application/json"]["schema"]
     assert refusal == {"$ref": "#/components/schemas/Refusal"}
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_the_command_finishes_what_runs_and_stops_on_a_signal(index, monkeypatch, capsys, name):
-    port, slow, answers = free_port(), Slow(), []
-    monkeypatch.setattr(Searcher, "search", lambda _, *question: slow.search(*question))
-
-    def client():
-        asking = threading.Thread(target=lambda: answers.append(ask(port, "/search?q=x")[:2]))
-        asking.start()
-        assert slow.entered.wait(20)
-        os.kill(os.getpid(), getattr(signal, name))
-        threading.Timer(0.3, slow.go.set).start()
-        asking.join(20)
-
-    def when_open():
-        # Uvicorn takes the signals before it answers, so a first answer makes it safe to send one.
-        for _ in range(400):
-            try:
-                ask(port, "/healthz")
-                break
-            except OSError:
-                threading.Event().wait(0.05)
-        client()
-
-    before = signal.getsignal(signal.SIGTERM)
-    helper = threading.Thread(target=when_open)
-    helper.start()
-    assert run_command(main, ["serve", str(index), "--port", str(port)]) == 0
-    helper.join(20)
-    assert answers == [(200, {"results": []})]
-    assert signal.getsignal(signal.SIGTERM) == before
-    lines = capsys.readouterr().err.splitlines()
-    assert f"6 passages on http://127.0.0.1:{port}/search" in lines[0]
-    assert lines[1:] == ["stopped"]
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port))
-
-
-def test_a_port_in_use_or_an_address_of_others_is_one_line(index, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert run_command(main, ["serve", str(index), "--port", str(port)]) == 2
-    assert capsys.readouterr().err == (
-        f"mcontriever: error: cannot listen on 127.0.0.1, port {port}: Address already in use; "
-        "choose another --host or --port\n"
-    )
-    assert run_command(main, ["serve", str(index), "--host", "192.0.2.1"]) == 2
-    assert "cannot listen on 192.0.2.1" in capsys.readouterr().err
-    assert run_command(main, ["serve", str(index), "--port", "70000"]) == 2
-    assert "port must lie in [0, 65535]" in capsys.readouterr().err
-
-
-def test_an_index_that_does_not_open_binds_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(server, "_listen", lambda *_: pytest.fail("the port was bound first"))
-    assert run_command(main, ["serve", str(tmp_path)]) == 1
-    assert "not an index" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("library", ["fastapi", "uvicorn"])
-def test_without_the_extra_its_name_is_said(index, library, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, library, None)
-    assert run_command(main, ["serve", str(index)]) == 1
-    assert f"serving needs {library}: pip install 'mcontriever[serve]'" in capsys.readouterr().err
-
-
-def test_the_extra_is_imported_only_when_serving():
-    code = "import sys, mcontriever.serving; sys.exit(repr({'fastapi', 'uvicorn', 'pydantic'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.strip() == "set()"

@@ -45,6 +45,16 @@ class Agreement:
         )
 
 
+def told(encoder: Encoder) -> str:
+    """In words, how far the vectors of this encoder's precision are from those of the same encoder in fp32."""
+    precision = encoder.precision
+    encoder.precision = "fp32"
+    exact = [encoder.encode_queries(queries(encoder.contract)), encoder.encode_passages(passages(encoder.contract))]
+    encoder.precision = precision
+    agreement = compare(encoder, "fp32", lambda texts: exact[0], lambda pairs: exact[1])
+    return f"{precision}: {agreement.in_words()}"
+
+
 def queries(contract: Contract) -> list[str]:
     """Texts to compare on, as a user gives them."""
     texts = [text for text, _ in contract.golden]

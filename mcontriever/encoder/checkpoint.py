@@ -24,11 +24,11 @@ from transformers.initialization import no_init_weights
 from .. import artifact
 from ..corpus.tokenizer import Tokenizer
 from ..errors import UsageError
-from . import contract, foreign, registry
+from . import contract, foreign, inference, registry
 from .contract import CheckpointError, Contract, Rules
 from .devices import resolve_device
 from .foreign import CONFIG
-from .model import PRECISIONS, Encoder
+from .model import FOR_USE, Encoder
 from .weights import PICKLED, WEIGHTS, bare, fill, named, read_weights
 
 KIND = "checkpoint"
@@ -92,13 +92,15 @@ def load(
     """An encoder, ready to use, from a checkpoint folder or a name on the Hugging Face hub.
 
     A name may end in @REVISION, a branch or commit; the registry's names without one are taken at the commit that their
-    rules of use were checked at. `device` is a GPU where there is one, else the CPU; `precision` "bf16" or
-    "fp16" runs the layers in autocast. `rules` (pooling="mean", similarity="dot", query_prefix=…) are for folders that
-    do not say how they must be used.
+    rules of use were checked at. `device` is a GPU where there is one, else the CPU; `precision` "bf16" or "fp16" lets
+    the layers compute in it, "int8" is for a CPU alone and not exact. `rules` (pooling="mean", similarity="dot",
+    query_prefix=…) are for folders that do not say how they must be used.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in FOR_USE:
+        raise UsageError(f"precision must be one of {', '.join(FOR_USE)}, got {precision!r}")
     name, where = os.fspath(path_or_name), resolve_device(device)
+    if precision != (precision := inference.usable(precision, where)):
+        sys.stderr.write(f"this processor has no bf16 units: {precision} instead, which is faster here\n")
     opened = _open(name, rules)
     encoder = build(opened.config, opened.said, opened.tokenizer, opened.weights(), name)
     encoder.source, encoder.precision = name, precision

@@ -9,6 +9,7 @@ Letters: T tokens, D and N dimensions, H heads, E dimensions of a head.
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any
 
 import torch
@@ -99,11 +100,21 @@ class Frozen:
 
     def __init__(self, model: Any, precision: str) -> None:
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        self.precision = precision
+        self._weights = [(weakref.ref(weight), _mark(weight)) for weight in model.parameters()]
         product = _Int8 if precision == "int8" else _Fused
         make = functools.partial(product, dtype=dtype)
         self.dtype = dtype
         with torch.no_grad():
             self.layers = [_Layer(layer, make, dtype) for layer in model.encoder.layer]
+
+    def holds(self, model: nn.Module, precision: str) -> bool:
+        """Whether these are still the layers of this model: the same tensors, unchanged since."""
+        now = list(model.parameters())
+        same = len(now) == len(self._weights) and precision == self.precision
+        return same and all(
+            ref() is weight and mark == _mark(weight) for weight, (ref, mark) in zip(now, self._weights, strict=True)
+        )
 
     def __call__(self, embedded: Tensor, layout: Layout) -> Tensor:
         """All layers, one after the other."""
@@ -122,9 +133,14 @@ def can_freeze(model: nn.Module, precision: str) -> bool:
     return exact and torch.backends.mkldnn.is_available() and units.get(precision, False)
 
 
-def state_of(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a weight does: what was frozen before is then out of date."""
-    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
+def usable(precision: str, device: torch.device) -> str:
+    """The precision, or fp32 in place of a bf16 for which this processor has no units: it would be the slower one."""
+    return "fp32" if precision == "bf16" and device.type == "cpu" and not has_bf16() else precision
+
+
+def _mark(weight: Tensor) -> tuple[int, int]:
+    """Changes with every change in place."""
+    return weight.data_ptr(), weight._version
 
 
 def _of(dense: nn.Linear) -> tuple[Tensor, Tensor]:

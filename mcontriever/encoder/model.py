@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from ..corpus.tokenizer import Tokenizer
-from ..errors import SettingsError
+from ..errors import SettingsError, UsageError
 from ..pairs import Packed
 from ..settings import in_range
-from . import attention, layers, pooling
+from . import attention, inference, layers, pooling
 from .contract import CheckpointError, Contract, Rules, first_position
 from .encoding import Encodes
 
@@ -41,6 +41,8 @@ ARCHITECTURES = {
     "bert": (BertConfig, BertModel),
 }
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What training knows."""
+FOR_USE = (*PRECISIONS, "int8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,9 @@ class Encoder(Encodes, nn.Module):
     source: str = ""
     """The folder or hub name this was loaded from; empty for one that was not."""
     precision: str = "fp32"
-    """fp32, or bf16 or fp16 to compute the layers in autocast; weights and vectors stay fp32."""
+    """What the layers compute in: fp32, bf16, fp16, or int8 (for use on a CPU only); weights and vectors stay fp32."""
+    _frozen: inference.Frozen | None = None
+    _using: inference.Frozen | None = None  # only while texts are encoded: a training step never sees it
 
     def __init__(self, config: Any, contract: Contract, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -129,6 +133,7 @@ class Encoder(Encodes, nn.Module):
         memo[id(self.tokenizer)] = self.tokenizer
         made = type(self).__new__(type(self))
         memo[id(self)] = made
+        memo[id(self._frozen)] = None
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return made
 
@@ -152,10 +157,12 @@ class Encoder(Encodes, nn.Module):
     def forward(self, packed: Packed) -> Tensor:
         """B packed sequences, special tokens included, to (B, D) in fp32 whatever the weights are in."""
         layout = attention.Layout.of(packed)
-        with self._autocast():
-            hidden = self.model(
-                input_ids=packed.ids[None], position_ids=self._positions(packed)[None], layout=layout
-            ).last_hidden_state[0]  # (T, D)
+        given = {"input_ids": packed.ids[None], "position_ids": self._positions(packed)[None]}
+        if self._using is not None:
+            hidden = self._using(self.model.embeddings(**given)[0], layout)  # type: ignore[operator]
+        else:
+            with self._autocast():
+                hidden = self.model(**given, layout=layout).last_hidden_state[0]  # (T, D)
         vectors = pooling.pool(hidden, packed, self.contract.pooling)
         if self.projection is not None:
             vectors = pooling.project(vectors, self.projection, self.contract.projection)
@@ -180,9 +187,27 @@ class Encoder(Encodes, nn.Module):
     def _inference(self) -> Iterator[None]:
         was_training = self.training
         self.eval()
+        self._using = self._freeze()
         try:
             # One autocast for all batches: its copies of the weights are made once and kept until it ends.
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), contextlib.nullcontext() if self._using else self._autocast():
                 yield
         finally:
+            self._using = None
             self.train(was_training)
+
+    def _freeze(self) -> inference.Frozen | None:
+        """The layers made ready for use, kept from call to call until a weight changes; None where there is no gain."""
+        if self.device.type != "cpu" or not inference.can_freeze(self.model, self.precision):
+            if self.precision == "int8":
+                raise UsageError("precision int8 needs a CPU with int8 units (VNNI), and layers of XLM-R or BERT")
+            return None
+        if self._frozen is None or not self._frozen.holds(self.model, self.precision):
+            self._frozen = inference.Frozen(self.model, self.precision)
+        return self._frozen
+
+    def train(self, mode: bool = True) -> Encoder:
+        """See `torch.nn.Module.train`. What was made ready for use is let go: weights are about to change."""
+        if mode:
+            self._frozen = None
+        return super().train(mode)

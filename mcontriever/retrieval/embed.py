@@ -101,16 +101,20 @@ def _embed(settings: EmbedSettings, parts: list[Part], rank: int) -> None:
 
 def embed_part(part: Part) -> dict[str, Any]:
     """Make every `of`-th shard that is not there yet; returns the names of all shards, and what is said of them."""
+    from ..encoder import agreement
+
     encoder, settings = _load(part), part.settings
     described = describe_encoder(encoder, settings.checkpoint)
-    treatment = Treatment(encoder=described["fingerprint"], precision=settings.precision, stored=settings.dtype)
-    about = {"encoder": described, "precision": settings.precision, "dtype": settings.dtype}
+    treatment = Treatment(encoder=described["fingerprint"], precision=encoder.precision, stored=settings.dtype)
+    about = {"encoder": described, "precision": encoder.precision, "dtype": settings.dtype}
     names: list[str] = []
     if part.compared:
         names += (name_of(number, block, treatment) for number, block in _blocks(settings, lambda number, block: False))
         return {"names": names, "about": about, "embedded": 0}
     work = place_of(Path(settings.out))
     prepare_place(work, treatment, settings.overwrite)
+    if encoder.precision == "int8" and not part.number:
+        note(agreement.told(encoder))
     tally, embedded = Tally(settings.bad_lines), 0
     busy = f"{work}: another process is doing part {part.number} of {part.of} of the same; wait for it"
 

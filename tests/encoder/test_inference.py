@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,9 @@ from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaMode
 
 from mcontriever.encoder import Encoder, attention, inference, layers
 from mcontriever.encoder.attention import Layout
-from mcontriever.encoder.inference import Frozen, can_freeze, state_of
-from mcontriever.pairs import Packed
+from mcontriever.encoder.inference import Frozen, can_freeze
+from mcontriever.errors import UsageError
+from mcontriever.pairs import Packed, pack
 
 needs_bf16 = pytest.mark.skipif(not inference.has_bf16(), reason="this processor has no bf16 units")
 needs_int8 = pytest.mark.skipif(not inference.has_int8(), reason="this processor has no int8 units")
@@ -117,10 +120,77 @@ def test_what_cannot_be_frozen_is_known(make_encoder: Callable[[], Encoder], mon
     assert not can_freeze(make_encoder().model, "bf16")
 
 
-def test_a_changed_weight_shows(make_encoder: Callable[[], Encoder]) -> None:
+def test_texts_are_encoded_by_frozen_layers_until_a_weight_changes(
+    make_encoder: Callable[[], Encoder], texts: list[str]
+) -> None:
     encoder = make_encoder()
-    before = state_of(encoder.model)
-    assert state_of(encoder.model) == before
+    before = encoder.encode_passages(texts)
+    kept = encoder._frozen
+    assert kept is not None
+    np.testing.assert_array_equal(encoder.encode_passages(texts), before)
+    assert encoder._frozen is kept  # a search asks one query at a time: nothing is made ready twice
     with torch.no_grad():
-        next(encoder.model.parameters()).mul_(2)
-    assert state_of(encoder.model) != before
+        encoder.model.encoder.layer[0].output.dense.weight.mul_(2)
+    changed = encoder.encode_passages(texts)
+    assert np.abs(changed - before).max() > 1e-3
+    np.testing.assert_allclose(changed, plainly(encoder, texts), atol=1e-5)
+
+
+def test_a_tensor_put_in_anothers_place_shows(make_encoder: Callable[[], Encoder], texts: list[str]) -> None:
+    """As an evaluation in training does: other tensors every time, at the same address perhaps, never changed."""
+    encoder = make_encoder()
+    encoder.encode_passages(texts)
+    dense = encoder.model.encoder.layer[0].output.dense
+    dense.weight = torch.nn.Parameter(dense.weight.detach() * 2)
+    np.testing.assert_allclose(encoder.encode_passages(texts), plainly(encoder, texts), atol=1e-5)
+
+
+def test_training_keeps_nothing_frozen(make_encoder: Callable[[], Encoder], texts: list[str], packed: Packed) -> None:
+    encoder = make_encoder()
+    encoder.encode_passages(texts)
+    assert encoder.train()._frozen is None
+    encoder.encode_passages(texts)
+    assert encoder.training
+    assert encoder._frozen is None
+    encoder(packed).sum().backward()
+    assert all(layer.output.dense.weight.grad is not None for layer in encoder.model.encoder.layer)
+
+
+def test_a_copy_freezes_for_itself(make_encoder: Callable[[], Encoder], texts: list[str]) -> None:
+    encoder = make_encoder()
+    expected = encoder.encode_passages(texts)
+    twin = copy.deepcopy(encoder)
+    assert twin._frozen is None
+    assert twin.tokenizer is encoder.tokenizer
+    np.testing.assert_array_equal(twin.encode_passages(texts), expected)
+
+
+@pytest.mark.parametrize(
+    ("precision", "floor"),
+    [pytest.param("bf16", 0.999, marks=needs_bf16), pytest.param("int8", 0.99, marks=needs_int8)],
+)
+def test_texts_in_fewer_bits(
+    make_encoder: Callable[[], Encoder], texts: list[str], precision: str, floor: float
+) -> None:
+    encoder = make_encoder()
+    exact = torch.from_numpy(encoder.encode_passages(texts))
+    encoder.precision = precision
+    assert floor < worst_cosine(torch.from_numpy(encoder.encode_passages(texts)), exact) < 1 - 1e-7
+
+
+def test_int8_without_units_is_one_line(
+    make_encoder: Callable[[], Encoder], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "has_int8", lambda: False)
+    encoder = make_encoder()
+    encoder.precision = "int8"
+    with pytest.raises(UsageError, match="int8 needs a CPU with int8 units"):
+        encoder.encode_queries(texts)
+
+
+def plainly(encoder: Encoder, texts: list[str]) -> np.ndarray:
+    """By `forward`, as in training."""
+    tokenizer, limit = encoder.tokenizer, encoder.contract.passage_max_length
+    prepared = [encoder.contract.passage_text(text) for text in texts]
+    with torch.no_grad():
+        return encoder(pack(tokenizer.encode(prepared), tokenizer.bos, tokenizer.eos, limit)).numpy()

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_cases import encoding, loader  # type: ignore[import-not-found]  # scripts/ is no package
+from bench_cases import loader  # type: ignore[import-not-found]  # scripts/ is no package
 from bench_common import BenchSettings, Case  # type: ignore[import-not-found]
+from bench_encoding import CASES as ENCODING  # type: ignore[import-not-found]
 from bench_training import CASES as TRAINING  # type: ignore[import-not-found]
 from bench_training import ON_GPU, PUBLISHED
 
@@ -33,7 +34,7 @@ from mcontriever.errors import UsageError, run_command
 CASES: dict[str, Callable[[BenchSettings, Path], Case]] = {
     "loader-64": functools.partial(loader, size=64),
     "loader-2048": functools.partial(loader, size=2048),
-    "encoding": encoding,
+    **ENCODING,
     **TRAINING,
 }
 

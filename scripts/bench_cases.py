@@ -1,7 +1,7 @@
 """The cases of `make bench`: what we do, and the way it is usually done, on the same input.
 
-The peers are written plainly or are transformers used as its documentation shows. A case first makes sure that both
-sides do the same work; what they give must agree before how fast they give it means anything.
+The peer is written plainly. A case first makes sure that both sides do the same work; what they give must agree before
+how fast they give it means anything.
 Letters: B pairs of a batch, N texts, D dimensions.
 """
 
@@ -11,20 +11,16 @@ import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from bench_common import BenchSettings, Case, passages, prepared  # type: ignore[import-not-found]
+from bench_common import BenchSettings, Case, prepared  # type: ignore[import-not-found]
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mcontriever.corpus.shards import Shards
-from mcontriever.encoder import Encoder, ModelSettings, save
 from mcontriever.pairs import PairBatch
 from mcontriever.pairs.unlabelled import UnlabelledPairs, UnlabelledSettings
-
-ROWS = 32  # texts the peer encodes at a time: sentence-transformers' default
 
 
 def loader(settings: BenchSettings, folder: Path, *, size: int) -> Case:
@@ -50,46 +46,6 @@ def loader(settings: BenchSettings, folder: Path, *, size: int) -> Case:
         [float(batch["query_mask"].sum(1).float().mean()) for batch in plain],
     )
     return Case(f"loader-{size}", "pairs/s", ours, peer, f"one pair at a time, padded, batches of {size}")
-
-
-def encoding(settings: BenchSettings, folder: Path) -> Case:
-    """Passages to vectors, from text: ours against transformers, padded, in the order given."""
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
-
-    shards = Shards.open(prepared(settings, folder))
-    shape = ModelSettings(
-        layers=2 if settings.quick else settings.layers,
-        hidden=settings.hidden,
-        heads=settings.heads,
-        intermediate=4 * settings.hidden,
-    )
-    encoder = Encoder.random(shape, shards.tokenizer(), passage_max_length=256).to(settings.device).eval()
-    path = save(encoder, folder / "checkpoint")
-    logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(path, add_pooling_layer=False).to(settings.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    texts = passages(32 if settings.quick else settings.texts)
-    if settings.gpu:
-        encoder.precision = "bf16"
-
-    def ours() -> Any:
-        return encoder.encode_passages(texts)  # (N, D)
-
-    def peer() -> Any:
-        rows = []
-        with torch.no_grad(), torch.autocast(settings.device.type, torch.bfloat16, enabled=settings.gpu):
-            for start in range(0, len(texts), ROWS):
-                batch = tokenizer(
-                    texts[start : start + ROWS], padding=True, truncation=True, max_length=256, return_tensors="pt"
-                ).to(settings.device)
-                hidden = model(**batch).last_hidden_state.float()
-                mask = batch["attention_mask"][..., None]
-                rows.append(((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy())
-        return np.concatenate(rows)  # (N, D)
-
-    np.testing.assert_allclose(ours(), peer(), atol=0.05 if settings.gpu else 1e-4)
-    return Case("encoding", "passages/s", lambda: len(ours()), lambda: len(peer()), "transformers, padded")
 
 
 class _OneByOne(Dataset[tuple[Tensor, Tensor]]):

@@ -20,7 +20,8 @@ from mcontriever.errors import SettingsError, UsageError
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TRAINING = ["training-fp32", "training-bf16", "training-best", "training-parity", "training-share"]
-NAMES = ["loader-64", "loader-2048", "encoding", *TRAINING]
+ENCODING = ["encoding-share", "encoding-int8", "encoding-fp32", "encoding-best", "encoding-bf16"]
+NAMES = ["loader-64", "loader-2048", *ENCODING, *TRAINING]
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_rates_count_what_each_side_did(bench: ModuleType) -> None:
 def test_table_and_file(bench: ModuleType, tmp_path: Path) -> None:
     results = [
         bench.Result("loader", 12345.678, 100.0, "pairs/s", 123.45, 120.0, 130.0, "here", "abc"),
-        bench.Result("encoding", 5.0, 10.0, "passages/s", 0.5, 0.4, 0.6, "here", "abc"),
+        bench.Result("encoding-fp32", 5.0, 10.0, "passages/s", 0.5, 0.4, 0.6, "here", "abc"),
     ]
     lines = bench.table(results, ["a", "b"]).splitlines()
     assert lines[0].split() == ["case", "ours", "peer", "unit", "ratio", "spread", "against"]
@@ -144,16 +145,16 @@ def test_main_runs_the_cases_asked_for_and_writes_each_as_it_ends(
     assert re.findall(r"(\S+): case (\d) of 8, since \d\d:\d\d:\d\d", said) == [
         (name, str(number)) for number, name in enumerate(NAMES, 1)
     ]
-    (only,) = cases.run("--case", "encoding")
-    assert only.name == "encoding"
-    assert cases.written() == ["encoding"]
+    (only,) = cases.run("--case", "encoding-fp32")
+    assert only.name == "encoding-fp32"
+    assert cases.written() == ["encoding-fp32"]
     assert cases.told()["complete"] is True
-    assert "encoding" in capsys.readouterr().out
+    assert "encoding-fp32" in capsys.readouterr().out
     assert [path.name for path in cases.out.parent.iterdir()] == ["bench.json"]
 
 
 def test_a_run_that_was_cut_short_goes_on_only_when_asked(cases: Cases, capsys: pytest.CaptureFixture[str]) -> None:
-    cases.fails = "encoding"
+    cases.fails = "encoding-fp32"
     with pytest.raises(KeyboardInterrupt):
         cases.run()
     assert cases.written() == NAMES[:2]
@@ -174,7 +175,10 @@ def test_only_the_same_run_goes_on(cases: Cases, monkeypatch: pytest.MonkeyPatch
         cases.run("--resume")
     cases.run()
     before = cases.out.read_text()
-    for words, said in ((["--texts", "7"], "texts 7, not 200"), (["--case", "encoding"], "case 'encoding', not ''")):
+    for words, said in (
+        (["--texts", "7"], "texts 7, not 200"),
+        (["--case", "encoding-fp32"], "case 'encoding-fp32', not ''"),
+    ):
         with pytest.raises(UsageError, match=said):
             cases.run("--resume", *words)
     monkeypatch.setattr(cases.bench, "_commit", lambda: "another")
@@ -189,8 +193,8 @@ def test_only_the_same_run_goes_on(cases: Cases, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_case_and_a_missing_gpu_are_refused(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match=r"encodin.*did you mean 'encoding'"):
-        bench.main(["--case", "encodin"])
+    with pytest.raises(SettingsError, match=r"encoding-fp3.*did you mean 'encoding-fp32'"):
+        bench.main(["--case", "encoding-fp3"])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match="no GPU"):
         bench.main(["--gpu"])

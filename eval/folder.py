@@ -56,8 +56,8 @@ class FolderSettings:
     """of the random encoder"""
     device: str = ""
     """cpu, cuda, cuda:1 ...; by default a GPU where there is one"""
-    batch_tokens: int = 4096
-    """tokens that go through an encoder at a time"""
+    batch_tokens: int = 0
+    """tokens that go through an encoder at a time; 0: what suits the device"""
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _systems(settings: FolderSettings) -> list[tuple[str, Callable[[], Ranker]]]
 
     def dense(path: str, *, fresh: bool = False) -> Ranker:
         encoder = _load(settings, path)
-        return _rank_dense(_randomised(encoder, settings.seed) if fresh else encoder, settings.batch_tokens)
+        return _rank_dense(_randomised(encoder, settings.seed) if fresh else encoder, settings.batch_tokens or None)
 
     systems: list[tuple[str, Callable[[], Ranker]]] = [("BM25", lambda: _rank_bm25)] * settings.bm25
     if settings.random:
@@ -158,7 +158,7 @@ def _rank_bm25(tasks: Iterable[Task], depth: int) -> Iterator[Run]:
         }
 
 
-def _rank_dense(encoder: Encoder, batch_tokens: int) -> Ranker:
+def _rank_dense(encoder: Encoder, batch_tokens: int | None) -> Ranker:
     from mcontriever.retrieval import Searcher
 
     @functools.cache  # the same questions are asked of several languages' passages

@@ -8,6 +8,7 @@ in again by the next operation. These settings keep what was freed for the next 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,10 @@ SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),  # … until so much of it is free at its end
     "MALLOC_TOP_PAD_": str(256 << 20),  # and grows by as much
 }
+_FIRST_GLIBC = (
+    2,
+    35,
+)  # those before refuse so large a threshold, and then no longer adapt their own: slower than nothing
 
 
 def restart() -> None:
@@ -39,6 +44,8 @@ def why_not() -> str:
         return f"{own} in the environment"
     if not _is_glibc():
         return "the C library is not glibc"
+    if _glibc_version() < _FIRST_GLIBC:
+        return "glibc older than 2.35"
     return "" if sys.executable and sys.orig_argv else "this Python does not know how it was started"
 
 
@@ -56,6 +63,10 @@ def _is_glibc() -> bool:
         return "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
     except (AttributeError, ValueError, OSError):  # macOS, musl, Windows
         return False
+
+
+def _glibc_version() -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", os.confstr("CS_GNU_LIBC_VERSION") or "")))
 
 
 def _is_command() -> bool:

@@ -7,6 +7,7 @@ ends the command with an error; all else is said and left.
 from __future__ import annotations
 
 import importlib.metadata
+import operator
 import os
 import platform
 import re
@@ -23,6 +24,9 @@ from .version import __version__
 _CPUINFO = Path("/proc/cpuinfo")
 _UNITS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
 _TOLERANCE = 1e-5
+# What our own package asks for looks like this: a name, versions, perhaps an extra; never another condition.
+_ASKED = re.compile(r"""(?P<name>[\w.-]+)(\[.*?\])?(?P<versions>[^;]*)(;\s*extra\s*==\s*["'](?P<extra>[\w.-]+)["'])?""")
+_COMPARED = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 _INSTALLED_APART = {"cpu", "gpu", "dev"}  # FAISS has a line of its own; users need no developers' tools
 
 
@@ -64,12 +68,14 @@ def doctor(settings: DoctorSettings) -> None:
 
 
 def _survived(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A check's findings; where it fails, that is what was found."""
+    """A check's findings; where it fails, that is what was found, and broken if nothing works without it."""
     try:
         yield from check()
     except Exception as error:  # whatever it is: a doctor who dies of the illness helps nobody
         name = check.__name__.removeprefix("check_")
-        yield Finding(name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", broken=True)
+        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        needed = check in NEEDED
+        yield Finding(name, said if needed else f"could not be looked at: {said}", broken=needed)
 
 
 def check_versions() -> Iterator[Finding]:
@@ -97,24 +103,30 @@ def check_packages() -> Iterator[Finding]:
 
 def _wanting(extra: str) -> list[str]:
     """What an extra asks for (the core: "") and is missing or of another version."""
-    from packaging.requirements import Requirement
-
     found = []
     for line in importlib.metadata.requires("mcontriever") or []:
-        asked = Requirement(line)
-        ours = asked.marker is None if not extra else bool(asked.marker and asked.marker.evaluate({"extra": extra}))
-        if asked.marker and not extra:
-            ours = "extra" not in str(asked.marker) and asked.marker.evaluate()
-        if not ours or asked.name == "mcontriever":
+        asked = _ASKED.fullmatch(line)
+        if not asked or (asked["extra"] or "") != extra or asked["name"] == "mcontriever":
             continue
         try:
-            have = importlib.metadata.version(asked.name)
+            have = importlib.metadata.version(asked["name"])
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"{asked.name} is missing")
+            found.append(f"{asked['name']} is missing")
             continue
-        if not asked.specifier.contains(have, prereleases=True):
-            found.append(f"{asked.name} is {have}, wanted is {asked.specifier}")
+        if not fits(have, asked["versions"]):
+            found.append(f"{asked['name']} is {have}, wanted is {asked['versions'].strip()}")
     return found
+
+
+def fits(have: str, wanted: str) -> bool:
+    """Whether a version is one of those wanted (`>=2.40,<2.64`), by its numbers alone."""
+    bounds = re.findall(r"([<>=!~]+)\s*([^\s,]+)", wanted)
+    return all(_COMPARED[sign](_numbers(have), _numbers(bound)) for sign, bound in bounds)
+
+
+def _numbers(version: str) -> list[int]:
+    numbers = [int(part) for part in re.findall(r"\d+", re.split(r"[^\d.]", version)[0])]
+    return (numbers + [0] * 6)[:6]
 
 
 def check_torch() -> Iterator[Finding]:
@@ -143,6 +155,8 @@ def check_devices() -> Iterator[Finding]:
         half = "bf16" if facts.major >= 8 else "no bf16, use fp16"
         capability = f"compute capability {facts.major}.{facts.minor}"
         yield Finding(f"cuda:{number}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {capability}, {half}")
+    if torch.backends.mps.is_available():
+        yield Finding("mps", "this Mac's GPU, taken only when it is asked for")
     yield Finding("default", f"{resolve_device()} (--device takes another)")
 
 
@@ -247,3 +261,4 @@ CHECKS = (
     check_faiss,
     check_deepspeed,
 )
+NEEDED = (check_torch, check_devices, check_kernels)  # where one of these fails, nothing works

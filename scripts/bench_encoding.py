@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from mcontriever.corpus.shards import Shards
 from mcontriever.encoder import Encoder, ModelSettings, flops, save
-from mcontriever.encoder.inference import has_bf16, has_int8
+from mcontriever.encoder.units import has_bf16, lacking
 
 LENGTH = 256  # tokens of a passage at most
 NEAR = 0.9999  # lowest cosine to fp32 that bf16 may have
@@ -131,6 +131,6 @@ def _peer(encoder: Encoder, folder: Path, size: int, dtype: torch.dtype = torch.
 
 Maker = Callable[[BenchSettings, Path], Case]
 SHARE: dict[str, Maker] = {"encoding-share": share}
-CASES: dict[str, Maker] = SHARE | ({"encoding-int8": int8} if has_bf16() and has_int8() else {})
+CASES: dict[str, Maker] = SHARE | ({"encoding-int8": int8} if has_bf16() and not lacking("int8") else {})
 if importlib.util.find_spec("sentence_transformers"):
     CASES |= {"encoding-fp32": fp32, "encoding-best": best, "encoding-bf16": both_best}

@@ -20,6 +20,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(allocator, "_is_glibc", lambda: True)
+    monkeypatch.setattr(allocator, "_glibc_version", lambda: (2, 36))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,17 @@ def test_only_glibc_knows_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "confstr", unknown)
     monkeypatch.delenv(allocator.MARK, raising=False)
     assert not allocator._is_glibc()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"), [("glibc 2.34", "glibc older than 2.35"), ("glibc 2.35", ""), ("glibc 3.0", "")]
+)
+def test_a_glibc_that_refuses_the_threshold_is_left_alone(said: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "confstr", lambda name: said)
+    assert allocator.why_not() == why
 
 
 def test_somebody_elses_program_is_never_started_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from email.message import Message
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 from mcontriever import allocator, doctor
 from mcontriever.cli import main
 from mcontriever.doctor import Finding
-from mcontriever.encoder import choices
+from mcontriever.encoder import choices, units
 from mcontriever.errors import MissingExtra, run_command
 
 INTEL = """processor\t: 0
@@ -79,6 +81,33 @@ def test_what_nothing_works_without_is_broken(installed: dict[str, str]) -> None
     assert "pip install" in core.mend
 
 
+def test_all_that_our_package_asks_for_is_understood() -> None:
+    file = Path(__file__).parents[1] / "pyproject.toml"
+    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].items()
+    asked = [*project["dependencies"], *(f'{line}; extra == "{name}"' for name, lines in extras for line in lines)]
+    for line in asked:
+        found = doctor._ASKED.fullmatch(line)
+        assert found, line
+        assert not doctor.fits("0", found["versions"]) or not found["versions"].strip(), line
+
+
+@pytest.mark.parametrize(
+    ("have", "wanted", "right"),
+    [
+        ("2.13.0+cpu", ">=2.6", True),
+        ("2.5.1", ">=2.6", False),
+        ("6", ">=6.0,<7", True),
+        ("7.0.dev1", ">=6,<7", False),
+        ("0.19.10", ">=0.19.8,<0.20", True),
+        ("5.1rc2", "==5.1", True),
+        ("1", "", True),
+    ],
+)
+def test_versions_are_compared_by_their_numbers(have: str, wanted: str, right: bool) -> None:
+    assert doctor.fits(have, wanted) is right
+
+
 def test_run_from_source_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -101,9 +130,9 @@ def test_the_processor_is_read(text: str, name: str, units: list[str]) -> None:
 
 def test_kernels_are_chosen_for_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
-    monkeypatch.setattr(choices.inference, "has_bf16", lambda: False)
-    monkeypatch.setattr(choices.inference, "has_int8", lambda: False)
-    assert "this processor has none" in choices.products(cpu, "bf16")
+    monkeypatch.setattr(units, "has_bf16", lambda: False)
+    monkeypatch.setattr(units, "has_int8", lambda: False)
+    assert choices.products(cpu, "bf16") == "none: this processor has no bf16 units, and load takes fp32 instead"
     assert "no int8 units" in choices.products(cpu, "int8")
     assert choices.products(cuda, "bf16") == "torch's own"
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
@@ -133,6 +162,11 @@ def test_a_gpu_that_torch_cannot_use_is_noticed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     assert one(doctor.check_torch).mend == ""
     assert "CUDA 12.8" in one(doctor.check_torch).said
+
+
+def test_a_mac_s_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert "GPU" in one(doctor.check_devices, "mps").said
 
 
 def test_threads_and_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +225,9 @@ def test_the_verb_says_all_and_fails_only_for_what_is_needed(
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["one           there", "two           missing", "              → pip install two"]
     monkeypatch.setattr(doctor, "CHECKS", (check_third, well))
+    assert run_command(main, ["doctor"]) == 0
+    assert capsys.readouterr().out.startswith("third         could not be looked at: RuntimeError: no such thing\none")
+    monkeypatch.setattr(doctor, "NEEDED", (check_third,))
     assert run_command(main, ["doctor"]) == 1
     captured = capsys.readouterr()
     assert captured.out.startswith("third         BROKEN: RuntimeError: no such thing\none")

@@ -66,7 +66,7 @@ class Job:
                 told = {"documents": f"{documents:,}"} if documents else {}
                 running.advance(int(result is not None), **told)
 
-            address = self.settings.ray_address
+            address = self.settings.ray
             return workers.run(function, tasks, workers=self._workers, address=address, label=label, progress=progress)
 
     def keep_only(self, done: Iterable[Path], kind: str) -> None:

@@ -39,7 +39,7 @@ __all__ = ["PrepareSettings", "prepare"]
 
 _TOKENIZER = "prepared tokenizer"
 # Settings that cannot change a byte, and those whose content counts and not their name.
-_APART = ("corpus", "out", "dataset", "split", "tokenizer", "bad_lines", "workers", "ray_address", "overwrite")
+_APART = ("corpus", "out", "dataset", "split", "tokenizer", "bad_lines", "workers", "ray", "overwrite")
 
 
 def prepare(settings: PrepareSettings) -> Path:

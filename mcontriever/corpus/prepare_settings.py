@@ -50,7 +50,7 @@ class PrepareSettings:
     """leave out and report so many lines that hold no document: a share below 1, or a number; more is an error"""
     workers: int = 0
     """processes at work; 0: one a core"""
-    ray_address: str = ""
+    ray: str = ""
     """let a Ray cluster do it: auto, host:port or ray://host:port; it must see the same files and OUT"""
     overwrite: bool = False
     """replace OUT if it holds token shards made from something else"""

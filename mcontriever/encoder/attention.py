@@ -26,8 +26,9 @@ from ..pairs import Packed
 
 NAME = "mcontriever_packed"
 _VARLEN = "torch.nn.attention.varlen"  # torch 2.10 and later; it runs on CUDA alone, in half precision
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# Torch's private operators: where one of them is missing, the attention is padded.
+_flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_flash_backward: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,14 @@ class Layout:
         return torch.from_numpy(np.flatnonzero(mask)).to(device), torch.from_numpy(mask).to(device)
 
 
+def has_flash() -> bool:
+    """Whether this torch has the CPU's flash kernel and its gradient."""
+    return _flash is not None and _flash_backward is not None
+
+
 def attend(qkv: Tensor, layout: Layout, *, scaling: float | None = None, dropout: float = 0.0) -> Tensor:
     """Queries, keys and values, (T, 3, H, E), to (T, H, E). Only the padded way knows dropout."""
-    if not dropout and qkv.device.type == "cpu":
+    if not dropout and qkv.device.type == "cpu" and has_flash():
         return _EachSequence.apply(qkv, layout.edges, scaling)  # type: ignore[no-untyped-call, no-any-return]
     kernel = None if dropout else _varlen(qkv.device, qkv.dtype, qkv.shape[-1])
     if kernel is None:
@@ -96,7 +102,7 @@ class _EachSequence(torch.autograd.Function):
 
 def attend_each(qkv: Tensor, layout: Layout, *, scaling: float | None = None) -> Tensor:
     """As `attend`, on the CPU, without gradients and in the precision of what is given."""
-    return _forward_each(qkv, layout.edges, scaling)[0]
+    return _forward_each(qkv, layout.edges, scaling)[0] if has_flash() else _padded(qkv, layout, scaling, 0.0)
 
 
 def _forward_each(qkv: Tensor, edges: tuple[int, ...], scaling: float | None) -> tuple[Tensor, list[Tensor]]:

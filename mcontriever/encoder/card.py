@@ -73,11 +73,7 @@ def write(draft: Draft, about: Card, said: Contract) -> None:
 
 def known_base(name: str) -> str:
     """A name on the hub that we know, whole; empty for anything else, a folder of that name perhaps."""
-    if not name or not registry.find(name):
-        return ""
-    name = name.partition("@")[0]
-    whole = [known for known in registry.KNOWN if known.endswith(f"/{name}")]
-    return whole[0] if whole else name
+    return registry.full_name(name).partition("@")[0] if registry.find(name) else ""
 
 
 def in_words(said: Contract) -> str:

@@ -99,6 +99,7 @@ def load(
     if precision not in FOR_USE:
         raise UsageError(f"precision must be one of {', '.join(FOR_USE)}, got {precision!r}")
     name, where = os.fspath(path_or_name), resolve_device(device)
+    inference.refuse_int8(precision, where)
     if precision != (precision := inference.usable(precision, where)):
         sys.stderr.write(f"this processor has no bf16 units: {precision} instead, which is faster here\n")
     opened = _open(name, rules)

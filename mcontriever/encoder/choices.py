@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import torch
 
-from . import attention, inference, kernels
+from . import attention, inference, units
 
 
 def products(device: torch.device, precision: str) -> str:
     """How the matrix products of a layer are computed in this precision, and why."""
     if device.type != "cpu":
         return "torch's own"
-    if not torch.backends.mkldnn.is_available():
-        return "torch's own: this build of torch has no oneDNN"
+    reason, used = units.lacking(precision), inference.usable(precision, device)
+    if used != precision:
+        return f"none: {reason}, and load takes {used} instead"
+    if precision == "int8":
+        if reason:
+            return f"none: {reason}, and load refuses it"
+        return "oneDNN" if units.has_bf16() else "oneDNN, and fp32 between them: this processor has no bf16 units"
     if precision == "fp16":
         return "torch's own: on a CPU fp16 is for models that were saved so, bf16 is faster"
-    if precision == "bf16" and not inference.has_bf16():
-        return "oneDNN without bf16 units, which is slow: this processor has none, use fp32"
-    if precision == "int8" and not inference.has_int8():
-        return "none: this processor has no int8 units (VNNI)"
-    return "oneDNN" if kernels._ONEDNN else "torch's own: this torch does not offer oneDNN's fused products"
+    return f"torch's own: {reason}" if reason else "oneDNN"
 
 
 def attends(device: torch.device) -> str:
     """How the attention over packed sequences is computed, and why."""
     if device.type == "cpu":
-        return "torch's CPU flash kernel, a sequence at a time"
+        kernel = "torch's CPU flash kernel, a sequence at a time"
+        return kernel if attention.has_flash() else "padded: this torch does not offer its CPU flash kernel"
     if attention._varlen(device, torch.bfloat16, 64) is not None:
         return "torch's varlen kernel in bf16 and fp16; padded in fp32, which it does not know"
     if device.type != "cuda":

@@ -201,7 +201,11 @@ class Contract:
 
     def passage_text(self, text: str, title: str = "") -> str:
         """A passage as the tokenizer must see it."""
-        return self._cased(self.passage_prefix + (f"{title}{self.title_joiner}{text}" if title else text))
+        return self._cased(self.passage_prefix + self.titled(text, title))
+
+    def titled(self, text: str, title: str = "") -> str:
+        """A passage's title, if it has one, and its text in one: without prefix, its case kept."""
+        return f"{title}{self.title_joiner}{text}" if title else text
 
     def in_words(self) -> str:
         """The contract for a person to read, a line a fact."""

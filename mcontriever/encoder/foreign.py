@@ -22,7 +22,7 @@ from .weights import named, read_json, read_weights
 CONFIG = "config.json"
 _CHOICES = {"pooling": POOLINGS, "similarity": SIMILARITIES}
 # What the published training code writes into a configuration, and the classes it writes it for.
-_CONTRIEVER_POOLINGS = {"average": "mean", "mean": "mean", "cls": "cls"}
+CONTRIEVER_POOLINGS = {"average": "mean", "mean": "mean", "cls": "cls"}
 _CONTRIEVER_CLASSES = ("Contriever", "XLMRetriever")
 
 
@@ -115,10 +115,10 @@ def refuse(name: str) -> None:
 
 
 def _contriever(path: Path, config: Any) -> Rules:
-    if config.pooling not in _CONTRIEVER_POOLINGS:
-        known = ", ".join(_CONTRIEVER_POOLINGS)
+    if config.pooling not in CONTRIEVER_POOLINGS:
+        known = ", ".join(CONTRIEVER_POOLINGS)
         raise CheckpointError(f"{path}: pooling {config.pooling!r} cannot be loaded; known: {known}")
-    rules = Rules(pooling=_CONTRIEVER_POOLINGS[config.pooling])
+    rules = Rules(pooling=CONTRIEVER_POOLINGS[config.pooling])
     if set(config.architectures or ()) & set(_CONTRIEVER_CLASSES):
         rules |= Rules(similarity="dot", normalise=False)
     return rules

@@ -20,17 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers.utils import logging as transformers_logging
 
 from .. import artifact
-from . import agreement, card, onnx_graph
+from . import agreement, card, onnx_graph, pooling
 from .agreement import Agreement, Vectors
 from .card import Card
 from .checkpoint import KIND, save_outline, save_weights
 from .contract import CheckpointError, Contract
 from .model import Encoder
-from .sentence_transformers_folder import MODULES
+from .sentence_transformers_folder import ACTIVATIONS, MODULES, POOLING_MODES
 
 ONNX = "onnx encoder"
 FORMATS = {
@@ -44,7 +43,6 @@ TOLERANCE = 1e-5
 """Largest difference of a coordinate, as a share of its vector's length, that fp32 in another order explains."""
 FLOOR = 0.99
 """Lowest cosine of any text that int8 may have to fp32 unless the loss is accepted."""
-_ACTIVATIONS = {"tanh": "torch.nn.modules.activation.Tanh", "identity": "torch.nn.modules.linear.Identity"}
 
 
 def write(
@@ -131,13 +129,13 @@ def _sentence_transformers(encoder: Encoder, folder: Path) -> Agreement:
         },
     )
     wide = encoder.config.hidden_size
-    pooling = {"word_embedding_dimension": wide}
-    pooling |= {f"pooling_mode_{mode}": mode.startswith(said.pooling) for mode in ("cls_token", "mean_tokens")}
-    _json(folder / places["Pooling"] / "config.json", pooling)
+    modes: dict[str, Any] = {"word_embedding_dimension": wide}
+    modes |= {f"pooling_mode_{mode}": name == said.pooling for name, mode in POOLING_MODES.items()}
+    _json(folder / places["Pooling"] / "config.json", modes)
     if encoder.projection is not None:
         dense = folder / places["Dense"]
         shape = {"in_features": wide, "out_features": said.dimension, "bias": True}
-        _json(dense / "config.json", {**shape, "activation_function": _ACTIVATIONS[said.projection]})
+        _json(dense / "config.json", {**shape, "activation_function": ACTIVATIONS[said.projection]})
         linear = {f"linear.{name}": value.detach().cpu() for name, value in encoder.projection.state_dict().items()}
         artifact.save_tensors(dense / "model.safetensors", linear)
     if said.normalise:
@@ -182,7 +180,8 @@ def _compare_sentence_transformers(encoder: Encoder, folder: Path) -> Agreement:
     model, said = SentenceTransformer(str(folder), device="cpu"), encoder.contract
 
     def passages(given: list[tuple[str, str]]) -> Vectors:
-        return np.asarray(model.encode_document([_titled(said, *pair) for pair in given], show_progress_bar=False))
+        texts = [said.titled(text, title) for title, text in given]
+        return np.asarray(model.encode_document(texts, show_progress_bar=False))
 
     return agreement.compare(
         encoder,
@@ -196,18 +195,14 @@ def _compare_plain(encoder: Encoder, folder: Path) -> Agreement:
     """By transformers' own model and tokenizer, as they read the folder; the little that follows is done here."""
     from transformers import AutoModel
 
-    model, said = AutoModel.from_pretrained(folder).eval(), encoder.contract
+    model = AutoModel.from_pretrained(folder).eval()
 
     def run(ids: np.ndarray, mask: np.ndarray) -> Vectors:
         given = torch.from_numpy(mask)
         with torch.no_grad():
             hidden = model(input_ids=torch.from_numpy(ids), attention_mask=given).last_hidden_state  # (B, S, D)
-            weights = given[..., None].float()
-            vectors = hidden[:, 0] if said.pooling == "cls" else (hidden * weights).sum(1) / weights.sum(1)
-            if encoder.projection is not None:
-                vectors = encoder.projection(vectors)
-                vectors = vectors.tanh() if said.projection == "tanh" else vectors
-            return np.asarray(F.normalize(vectors, dim=-1) if said.normalise else vectors)
+            pooled = pooling.pool_padded(hidden, given, encoder.contract.pooling)
+            return np.asarray(pooling.finish(pooled, encoder.projection, encoder.contract))
 
     return _compare_padded(encoder, folder, _named("transformers"), run)
 
@@ -249,10 +244,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _titled(said: Contract, title: str, text: str) -> str:
-    return f"{title}{said.title_joiner}{text}" if title else text
 
 
 def _named(package: str) -> str:

@@ -16,21 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UsageError
+from . import units
 from .attention import Layout, attend_each
 from .layers import PackedBertLayer, PackedXlmRobertaLayer
 
 _ROWS = 1024  # of int8's many small steps at a time, so that what lies between them stays in the cache
 _UNSIGNED_ZERO = 128
-
-
-def has_bf16() -> bool:
-    """Whether this processor multiplies bf16 matrices by itself."""
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def has_int8() -> bool:
-    """Whether this processor multiplies int8 matrices by itself (VNNI): without it sums of products overflow."""
-    return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())
 
 
 class _Fused:
@@ -99,7 +91,9 @@ class Frozen:
     """A model's layers as they are now, for inference on the CPU: (T, D) embeddings to (T, D) hidden states."""
 
     def __init__(self, model: Any, precision: str) -> None:
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        # what lies between int8's products is in bf16 where that is no emulation
+        half = precision == "bf16" or (precision == "int8" and units.has_bf16())
+        dtype = torch.bfloat16 if half else torch.float32
         self.precision = precision
         self._weights = [(weakref.ref(weight), _mark(weight)) for weight in model.parameters()]
         product = _Int8 if precision == "int8" else _Fused
@@ -109,7 +103,10 @@ class Frozen:
             self.layers = [_Layer(layer, make, dtype) for layer in model.encoder.layer]
 
     def holds(self, model: nn.Module, precision: str) -> bool:
-        """Whether these are still the layers of this model: the same tensors, unchanged since."""
+        """Whether these are still the layers of this model: the same tensors, unchanged since.
+
+        Not seen are writes through `.data`, and any to weights made under torch.inference_mode(): nothing counts those.
+        """
         now = list(model.parameters())
         same = len(now) == len(self._weights) and precision == self.precision
         return same and all(
@@ -129,18 +126,24 @@ def can_freeze(model: nn.Module, precision: str) -> bool:
     layers = getattr(getattr(model, "encoder", None), "layer", [])
     known = bool(layers) and all(type(layer) in (PackedXlmRobertaLayer, PackedBertLayer) for layer in layers)
     exact = known and all(_is_erf(layer.intermediate.intermediate_act_fn) for layer in layers)
-    units = {"fp32": True, "bf16": has_bf16(), "int8": has_int8()}
-    return exact and torch.backends.mkldnn.is_available() and units.get(precision, False)
+    return exact and not units.lacking(precision)
 
 
 def usable(precision: str, device: torch.device) -> str:
     """The precision, or fp32 in place of a bf16 for which this processor has no units: it would be the slower one."""
-    return "fp32" if precision == "bf16" and device.type == "cpu" and not has_bf16() else precision
+    return "fp32" if precision == "bf16" and device.type == "cpu" and not units.has_bf16() else precision
+
+
+def refuse_int8(precision: str, device: torch.device) -> None:
+    """Complain about an int8 that this device does not compute."""
+    why = units.lacking("int8") if device.type == "cpu" else f"{device} is none"
+    if precision == "int8" and why:
+        raise UsageError(f"precision int8 needs a CPU with int8 units, but {why}; take bf16 or fp32")
 
 
 def _mark(weight: Tensor) -> tuple[int, int]:
-    """Changes with every change in place."""
-    return weight.data_ptr(), weight._version
+    """Changes with every change in place that torch counts."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def _of(dense: nn.Linear) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import units
+
 # Torch and oneDNN keep what they prepared for the last 1024 shapes. Packed batches hardly ever have the same number of
 # tokens twice, so that is of no use, and grows to gigabytes. Both read this at their first product.
 for _capacity in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ.setdefault(_capacity, "64")
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_ONEDNN = not units.lacking("fp32")
 _LEVELS = 2**16  # a mask is drawn from 16 random bits a number
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import threading
 import typing
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -77,6 +77,16 @@ class ModelSettings:
             raise SettingsError(f"model.heads must divide model.hidden ({self.hidden}) evenly, got {self.heads}")
 
 
+class _Turn:
+    """A lock, and a new one wherever it is copied or pickled."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[_Turn], tuple[()]]:
+        return _Turn, ()
+
+
 class Encoder(Encodes, nn.Module):
     """Texts to vectors, by the rules of a contract; `Encodes` has the methods that take texts."""
 
@@ -99,6 +109,7 @@ class Encoder(Encodes, nn.Module):
         layers.replace(self.model)
         self.projection = nn.Linear(config.hidden_size, contract.dimension) if contract.projection else None
         self.attention_dropout = 0.0
+        self._turn = _Turn()
 
     @classmethod
     def random(
@@ -164,12 +175,12 @@ class Encoder(Encodes, nn.Module):
             with self._autocast():
                 hidden = self.model(**given, layout=layout).last_hidden_state[0]  # (T, D)
         vectors = pooling.pool(hidden, packed, self.contract.pooling)
-        if self.projection is not None:
-            vectors = pooling.project(vectors, self.projection, self.contract.projection)
-        return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
+        return pooling.finish(vectors, self.projection, self.contract)
 
     def _autocast(self) -> torch.autocast:
         """Opened inside `forward`, because DeepSpeed turns off an autocast that it finds open around the engine."""
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision} is for encode_queries, encode_passages and stream alone")
         dtype = PRECISIONS[self.precision]
         return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -185,22 +196,24 @@ class Encoder(Encodes, nn.Module):
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
-        was_training = self.training
-        self.eval()
-        self._using = self._freeze()
-        try:
-            # One autocast for all batches: its copies of the weights are made once and kept until it ends.
-            with torch.no_grad(), contextlib.nullcontext() if self._using else self._autocast():
-                yield
-        finally:
-            self._using = None
-            self.train(was_training)
+        with self._turn.lock:  # two threads would each put back what the other still needs
+            was_training = self.training
+            self.eval()
+            try:
+                self._using = self._freeze()
+                # One autocast for all batches: its copies of the weights are made once and kept until it ends.
+                with torch.no_grad(), contextlib.nullcontext() if self._using else self._autocast():
+                    yield
+            finally:
+                self._using = None
+                self.train(was_training)
 
     def _freeze(self) -> inference.Frozen | None:
         """The layers made ready for use, kept from call to call until a weight changes; None where there is no gain."""
         if self.device.type != "cpu" or not inference.can_freeze(self.model, self.precision):
+            inference.refuse_int8(self.precision, self.device)
             if self.precision == "int8":
-                raise UsageError("precision int8 needs a CPU with int8 units (VNNI), and layers of XLM-R or BERT")
+                raise UsageError("precision int8 is for layers of XLM-R or BERT with the exact GELU; take bf16 or fp32")
             return None
         if self._frozen is None or not self._frozen.holds(self.model, self.precision):
             self._frozen = inference.Frozen(self.model, self.precision)
@@ -209,5 +222,13 @@ class Encoder(Encodes, nn.Module):
     def train(self, mode: bool = True) -> Encoder:
         """See `torch.nn.Module.train`. What was made ready for use is let go: weights are about to change."""
         if mode:
-            self._frozen = None
+            self.release()
         return super().train(mode)
+
+    def release(self) -> None:
+        """Let go of the second copy of the layers that encoding texts on a CPU made, as large as they are.
+
+        The next texts make it anew: call this too after a write to the weights that torch does not count (`.data`, or
+        under torch.inference_mode()).
+        """
+        self._frozen = None

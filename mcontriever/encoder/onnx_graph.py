@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import require
+from . import pooling
 from .model import ARCHITECTURES, Encoder
 
 FILE = "model.onnx"
@@ -40,15 +40,8 @@ class _Graph(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, S, D)
-        if self.contract.pooling == "cls":
-            vectors = hidden[:, 0]
-        else:
-            mask = attention_mask[..., None].to(hidden.dtype)
-            vectors = (hidden * mask).sum(1) / mask.sum(1)
-        if self.projection is not None:
-            vectors = self.projection(vectors)
-            vectors = vectors.tanh() if self.contract.projection == "tanh" else vectors
-        return F.normalize(vectors, dim=-1) if self.contract.normalise else vectors
+        pooled = pooling.pool_padded(hidden, attention_mask, self.contract.pooling)
+        return pooling.finish(pooled, self.projection, self.contract)
 
 
 def require_libraries() -> None:

@@ -24,7 +24,6 @@ from .weights import named, unpickle
 # How each trainer names its encoder of queries; what is saved after fine-tuning is the bare encoder.
 _LAYOUTS = {"moco": "encoder_q.", "in-batch": "encoder.embeddings.", "fine-tuned": "embeddings."}
 _PREFIXES = {"moco": "encoder_q.", "in-batch": "encoder.", "fine-tuned": ""}
-_POOLINGS = {"average": "mean", "cls": "cls"}
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,11 @@ class Reference:
     def rules(self) -> Rules:
         """How its options say that it is used."""
         rules = Rules()
-        pooling = self.options.get("pooling")
+        pooling, known = self.options.get("pooling"), foreign.CONTRIEVER_POOLINGS
         if pooling is not None:
-            if pooling not in _POOLINGS:
-                raise CheckpointError(
-                    f"{self.path}: pooling {pooling!r} cannot be loaded; known: {', '.join(_POOLINGS)}"
-                )
-            rules["pooling"] = _POOLINGS[pooling]
+            if pooling not in known:
+                raise CheckpointError(f"{self.path}: pooling {pooling!r} cannot be loaded; known: {', '.join(known)}")
+            rules["pooling"] = known[pooling]
         if "norm_doc" in self.options:
             # a query's length changes no order among passages, so the passages' side alone decides
             rules["normalise"] = bool(self.options["norm_doc"])
@@ -101,15 +98,11 @@ def convert(reference: Reference, tokenizer: str, given: Rules) -> Encoder:
             f"{reference.path}: does not say which model it began as; give --tokenizer, the folder or hub name of that "
             "model (its config.json and its tokenizer are taken)"
         )
-    folder = Path(origin) if Path(origin).is_dir() else checkpoint.download(_full_name(origin), with_weights=False)
+    name = registry.full_name(origin)
+    folder = Path(origin) if Path(origin).is_dir() else checkpoint.download(name, with_weights=False)
     config = foreign.read_config(folder)
     rules = foreign.complete(str(reference.path), reference.rules, given)
     words = Tokenizer.load(folder)
     return checkpoint.build(
         config, Contract.of(config, words, **rules), words, reference.weights, f"{reference.path}, as {origin}"
     )
-
-
-def _full_name(name: str) -> str:
-    """The hub's present name of a model that the options call by its old one (`bert-base-multilingual-cased`)."""
-    return next((full for full in registry.KNOWN if full.partition("/")[2] == name), name)

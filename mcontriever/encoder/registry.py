@@ -138,8 +138,13 @@ _SHORT = {name.partition("/")[2]: name for name in KNOWN if KNOWN[name].start}
 
 def find(name: str) -> Known | None:
     """The row of a hub name, at whatever @REVISION; the old names of the starts (`xlm-roberta-base`) still count."""
-    name = name.partition("@")[0]
-    return _row(KNOWN, _SHORT.get(name, name))
+    return _row(KNOWN, full_name(name).partition("@")[0])
+
+
+def full_name(name: str) -> str:
+    """The hub's present name of a start that is called by its old one, at whatever @REVISION; others as they are."""
+    short, at, revision = name.partition("@")
+    return _SHORT.get(short, short) + at + revision
 
 
 def refused(name: str) -> Refused | None:

@@ -17,8 +17,12 @@ from .weights import PROJECTION, inside, read_json, read_weights
 
 MODULES = "modules.json"
 _ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
-_POOLINGS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
-_ACTIVATIONS = {"torch.nn.modules.activation.Tanh": "tanh", "torch.nn.modules.linear.Identity": "identity"}
+POOLING_MODES = {"cls": "cls_token", "mean": "mean_tokens"}
+"""What versions up to 5 call a pooling; 6 calls it as we do."""
+ACTIVATIONS = {"tanh": "torch.nn.modules.activation.Tanh", "identity": "torch.nn.modules.linear.Identity"}
+"""The class that it names for what follows a projection."""
+_POOLINGS = {name: pooling for pooling, mode in POOLING_MODES.items() for name in (pooling, mode)}
+_ACTIVATIONS = {place: activation for activation, place in ACTIVATIONS.items()}
 _TRANSFORMER = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json")
 _USE = "config_sentence_transformers.json"
 _QUERY, _PASSAGE = ("query",), ("document", "passage", "corpus")  # the names of prompts, the first wins

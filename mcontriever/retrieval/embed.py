@@ -11,7 +11,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,13 @@ from .. import workers
 from ..artifact import open_artifact, refuse_other, refuse_overlap
 from ..corpus.passages import Block, estimate_lines, passage_files, read_blocks, unread_files
 from ..corpus.report import Tally
-from ..errors import DataError, SettingsError
+from ..errors import ArtifactError, DataError, SettingsError
 from ..pairs.prefetch import prefetch
 from ..progress import bar, note
-from .embed_settings import STDIN, EmbedSettings
+from .embed_settings import PIPED, EmbedSettings
 from .shard import SHARD, Treatment, make_shard, name_of, same_number
 from .vectors import KIND, describe_encoder, refuse_existing
-from .workplace import join, keeping, locked, made_from, place_of, prepare_place
+from .workplace import check_there, clear, join, keeping, locked, made_from, place_of, prepare_place, watched
 
 if TYPE_CHECKING:
     from ..encoder import Encoder
@@ -51,14 +51,15 @@ class Part:
 def embed(settings: EmbedSettings) -> Path:
     """Write a `vectors` artifact. One already made from the same passages by the same encoder is left as it is."""
     out = Path(settings.out)
-    inputs = [settings.checkpoint, "" if settings.corpus == STDIN else settings.corpus]
+    inputs = [settings.checkpoint, "" if settings.corpus == PIPED else settings.corpus]
     for place in (out, place_of(out)):
         refuse_overlap(place, inputs)
     refuse_other(out, KIND)
     passage_files(settings.corpus)  # complains of one that is not there, before an encoder is loaded
-    if out.exists() and not settings.overwrite:
-        _check_same(out, settings)
-        return out
+    if out.exists() and not (settings.overwrite and settings.corpus == PIPED):  # what is piped can be read only once
+        if _kept(out, settings):
+            return out
+        refuse_existing(out, settings.overwrite)
     parts, rank = _parts(settings)
     if not rank and (passed_over := unread_files(settings.corpus)):
         note(f"{settings.corpus}: not read, as their names are not those of passages: {', '.join(passed_over)}")
@@ -67,7 +68,8 @@ def embed(settings: EmbedSettings) -> Path:
     except FileNotFoundError:
         if place_of(out).exists() or not out.exists():
             raise
-        _check_same(out, settings)  # the other parts were all there was to do, and put away the folder before we began
+        if not _kept(out, settings):  # else the other parts were all there was to do, and put away the folder
+            refuse_existing(out, overwrite=False)
     return out
 
 
@@ -79,20 +81,23 @@ def _embed(settings: EmbedSettings, parts: list[Part], rank: int) -> None:
         unit = "passages" if estimated[1] and alone else "passages, about"
     with keeping(place_of(out), alone), bar("Embedding", total, unit, shown=not rank) as running:
 
-        def progress(count: int, result: dict[str, Any] | None) -> None:
+        def progress(count: int, _: object) -> None:
             if count < 0:  # done by a run before
                 running.skip(-count)
-            running.advance(max(count, 0) if result is None or not settings.ray else result["embedded"])
+            elif count:
+                running.advance(count)
 
-        done = workers.run(
-            embed_part,
-            parts,
-            workers=1 if settings.ray else len(parts),
-            address=settings.ray,
-            gpus=_gpus(settings),
-            label=lambda part: f"part {part.number} of {part.of}",
-            progress=progress,
-        )
+        numbers = {part.number for part in parts}
+        with watched(place_of(out), numbers, parts[0].of, running) if settings.ray else contextlib.nullcontext():
+            done = workers.run(
+                embed_part,
+                parts,
+                workers=1 if settings.ray else len(parts),
+                address=settings.ray,
+                gpus=_gpus(settings),
+                label=lambda part: f"part {part.number} of {part.of}",
+                progress=progress,
+            )
         names, about = done[0]["names"], done[0]["about"]
         if any(found["names"] != names for found in done):
             raise DataError(f"{settings.corpus}: changed while it was read; run it again")
@@ -110,12 +115,14 @@ def embed_part(part: Part) -> dict[str, Any]:
     names: list[str] = []
     if part.compared:
         names += (name_of(number, block, treatment) for number, block in _blocks(settings, lambda number, block: False))
-        return {"names": names, "about": about, "embedded": 0}
+        return {"names": names, "about": about}
     work = place_of(Path(settings.out))
-    prepare_place(work, treatment, settings.overwrite)
+    # these two decide where shards begin and what is in them, so with others all that is done would be done anew
+    job = asdict(treatment) | {"shard_passages": settings.shard_passages, "language": settings.language}
+    prepare_place(work, job, settings.overwrite)
     if encoder.precision == "int8" and not part.number:
         note(agreement.told(encoder))
-    tally, embedded = Tally(settings.bad_lines), 0
+    tally = Tally(settings.bad_lines)
     busy = f"{work}: another process is doing part {part.number} of {part.of} of the same; wait for it"
 
     def needed(number: int, block: Block) -> bool:
@@ -128,6 +135,7 @@ def embed_part(part: Part) -> dict[str, Any]:
                 continue
             path = work / names[-1]
             if (facts := workers.finished(path, SHARD)) is None:
+                check_there(work)
                 for other in same_number(work, names[-1]):
                     note(f"{block.file}: differs from what was begun, from line {block.first_line} on; embedded anew")
                     shutil.rmtree(other)
@@ -139,11 +147,10 @@ def embed_part(part: Part) -> dict[str, Any]:
                     batch_tokens=settings.batch_tokens or None,
                     strict=not settings.bad_lines,
                 )
-                embedded += facts["count"]
             else:
                 workers.tick(-facts["count"])
             tally.add(facts)
-    return {"names": names, "about": about, "embedded": embedded}
+    return {"names": names, "about": about}
 
 
 def _blocks(settings: EmbedSettings, needed: Callable[[int, Block], bool]) -> Iterator[tuple[int, Block]]:
@@ -170,7 +177,7 @@ def _parts(settings: EmbedSettings) -> tuple[list[Part], int]:
     if world > 1:
         if settings.workers > 1 or settings.ray:
             raise SettingsError("under a launcher its ranks share the work: leave out --workers and --ray")
-        if settings.corpus == STDIN:
+        if settings.corpus == PIPED:
             raise SettingsError("standard input can be read by one process only: start it without a launcher")
         from ..ranks import local_rank, local_world_size
 
@@ -199,15 +206,22 @@ def _load(part: Part) -> Encoder:
     if part.threads:
         torch.set_num_threads(part.threads)
         # Ray has already given each task its own
-        if not device and torch.cuda.is_available() and not part.settings.ray:
+        if device in ("", "cuda") and torch.cuda.is_available() and not part.settings.ray:
             device = f"cuda:{part.local % torch.cuda.device_count()}"
     return load(part.settings.checkpoint, device=device or None, precision=part.settings.precision)
 
 
-def _check_same(out: Path, settings: EmbedSettings) -> None:
-    """Complain unless what lies at OUT is what would be made; nothing is embedded to know it."""
-    meta = open_artifact(out, KIND).meta
-    found = embed_part(Part(settings=settings, number=0, of=1, compared=True))
-    if meta.get("made_from") != made_from(found["names"]):
-        refuse_existing(out, overwrite=False)
+def _kept(out: Path, settings: EmbedSettings) -> bool:
+    """Whether what lies at OUT is what would be made, and so stays; nothing is embedded to know it."""
+    try:
+        meta = open_artifact(out, KIND).meta
+    except ArtifactError:
+        if settings.overwrite:
+            return False
+        raise
+    names = embed_part(Part(settings=settings, number=0, of=1, compared=True))["names"]
+    if meta.get("made_from") != made_from(names):
+        return False
     note(f"{out}: made from the same passages by the same encoder already; kept")
+    clear(out, names)
+    return True

@@ -12,7 +12,8 @@ from ..errors import SettingsError
 from ..settings import in_range, one_of
 from .rounding import TYPES, Stored
 
-STDIN = "-"
+PIPED = "-"
+"""The corpus that stands for standard input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,11 @@ class EmbedSettings:
     shard_passages: int = BLOCK_LINES
     """passages in a shard: what is lost at most when the run is killed"""
     workers: int = 0
-    """processes at work, each on a GPU of its own where there are any; 0: one, or over Ray as many as it has CPUs"""
+    """processes at work, each on a GPU of its own where there are any; 0: one, or over Ray as many as it has CPUs or,
+    with --device cuda, GPUs"""
     ray: str = ""
-    """let a Ray cluster do it: auto, host:port or ray://host:port; it must see the same files and OUT"""
+    """let a Ray cluster do it: auto, host:port or ray://host:port; it must see the same files and OUT;
+    a task gets one CPU, and with --device cuda one GPU"""
     batch_tokens: int = 0
     """tokens that go through the encoder at a time; 0: what suits the device"""
     device: str = ""
@@ -66,8 +69,13 @@ class EmbedSettings:
         in_range("shard_passages", self.shard_passages, 1, 2**24)
         in_range("workers", self.workers, 0, 4096)
         in_range("batch_tokens", self.batch_tokens, 0, 1_000_000_000)
-        if self.corpus == STDIN and (self.workers > 1 or self.ray):
+        if self.corpus == PIPED and (self.workers > 1 or self.ray):
             raise SettingsError("standard input can be read by one process only: leave out --workers and --ray")
+        if ":" in self.device and (self.workers > 1 or self.ray):
+            shared = self.device.partition(":")[0]
+            raise SettingsError(
+                f"all would be put on {self.device}: give --device {shared}, and each gets one of its own"
+            )
 
     @property
     def part(self) -> tuple[int, int]:

@@ -145,7 +145,7 @@ def build_index(settings: IndexSettings) -> Path:
         "vectors": vectors.artifact.fingerprint,
         "encoder": vectors.encoder,
     }
-    if same_inputs(out, KIND, meta) and not settings.overwrite:
+    if same_inputs(out, KIND, meta):
         sys.stderr.write(f"{out}: made from the same vectors already; kept\n")
         return out
     refuse_existing(out, settings.overwrite)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..corpus.formats import Passage
-from ..corpus.rows import is_text
-from ..errors import ArtifactError, UsageError
+from ..errors import ArtifactError, DataError, UsageError
 from ..progress import bar, track
 from .index import DenseIndex, check_k, open_index
 from .lexical import LexicalIndex
@@ -50,7 +49,7 @@ class Searcher:
 
     @classmethod
     def from_passages(
-        cls, encoder: Encoder, passages: Sequence[Passage | str | tuple[str, str]], *, batch_tokens: int = 4096
+        cls, encoder: Encoder, passages: Sequence[Passage | str | tuple[str, str]], *, batch_tokens: int | None = None
     ) -> Searcher:
         """Embed and index in memory: texts, (title, text) pairs or `Passage`s; ids default to 0, 1 ..."""
         known = [_as_passage(passage, number) for number, passage in enumerate(passages)]
@@ -149,17 +148,15 @@ def _load(path: Path, checkpoint: str, device: str | None) -> Encoder:
 
 
 def check_queries(queries: Sequence[str]) -> None:
-    """Refuse what no encoder and no analyser can read, before either is asked."""
-    if isinstance(queries, str):
-        raise UsageError("queries must be a list of texts, got one text; use search() for a single query")
-    for number, query in enumerate(queries):
-        which = "the query" if len(queries) == 1 else f"query {number}"
-        if not isinstance(query, str):
-            raise UsageError(f"{which} must be text, got {type(query).__name__}")
-        if not is_text(query):
-            raise UsageError(f"{which} is not UTF-8 text (it holds half a surrogate pair); give it in UTF-8")
-        if not query.strip():
-            raise UsageError(f"{which} is empty; give at least one word")
+    """Refuse, for BM25 too, what the encoder refuses, before either is asked; a query is typed, so it is usage."""
+    from ..encoder.texts import as_query, refuse_string
+
+    try:
+        refuse_string(queries)
+        for number, query in enumerate(queries):
+            as_query(query, "the query" if len(queries) == 1 else f"query {number}")
+    except DataError as error:
+        raise UsageError(str(error)) from error
 
 
 def _as_passage(passage: Passage | str | tuple[str, str], number: int) -> Passage:

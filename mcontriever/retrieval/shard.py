@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 SHARD = "vector shard"
 VECTORS, SCALES = "vectors.npy", "scales.npy"
 FORMAT = 1  # a new one makes shards of old versions strangers
-_PREFIX = 6  # digits of a shard's number in its folder's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +50,12 @@ class Treatment:
 def name_of(number: int, block: Block, treatment: Treatment) -> str:
     """The name of the folder that the block's shard lies in until all are done."""
     facts = json.dumps([block.digest, asdict(treatment)], sort_keys=True)
-    return f"{number:0{_PREFIX}}-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
+    return f"{number:06}-{hashlib.sha256(facts.encode()).hexdigest()[:32]}"
 
 
 def same_number(folder: Path, name: str) -> Iterator[Path]:
     """Shards lying there of the same block in another state."""
-    return (path for path in folder.glob(f"{name[: _PREFIX + 1]}*") if path.name != name and path.is_dir())
+    return (path for path in folder.glob(f"{name.partition('-')[0]}-*") if path.name != name and path.is_dir())
 
 
 def make_shard(

@@ -48,8 +48,6 @@ class SearchSettings:
 
 def search_command(settings: SearchSettings) -> list[Hit]:
     """Search, show, and return what was shown."""
-    if not settings.query.strip():
-        raise UsageError('the query is empty; give a question, such as: mcontriever search INDEX "Who ...?"')
     check_queries([settings.query])  # before anything large is opened
     if settings.by == "bm25":
         if settings.language:

@@ -82,7 +82,10 @@ def same_inputs(path: Path, kind: str, meta: dict[str, Any]) -> bool:
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Say at once, before any work, that something else lies at `path`."""
     if path.exists() and not overwrite:
-        raise ArtifactError(f"{path} exists already and was made from other inputs; give --overwrite, or another --out")
+        raise ArtifactError(
+            f"{path} exists already and was made from other inputs or with other settings; give --overwrite, or "
+            "another OUT"
+        )
 
 
 def folder_of(number: int) -> str:

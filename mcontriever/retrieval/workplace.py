@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
+import os
 import shutil
+import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..artifact import MANIFEST, Artifact, open_artifact, write_text, writing
 from ..corpus.report import BAD_LINES, Tally
 from ..errors import ArtifactError, DataError
-from ..progress import note
-from .shard import SHARD, Treatment, same_id
+from ..progress import Bar, note
+from .shard import SHARD, same_id
 from .store import PassageStore
 from .unique import IDS, same_hashes
 from .vectors import KIND, folder_of
 
+_DONE = f"[0-9]*/{MANIFEST}"  # of finished shards; those under way begin with a dot
 _JOB, _LOCK = "embed.json", "embed.lock"
+_LOOK = 2.0  # seconds between two looks at what has appeared
 _PATIENCE = 5.0  # seconds for a worker of a run that was killed to notice it
 
 
@@ -40,13 +45,13 @@ def place_of(out: Path) -> Path:
     return out.resolve().with_name(f"{out.resolve().name}.shards")
 
 
-def prepare_place(work: Path, treatment: Treatment, overwrite: bool) -> None:
+def prepare_place(work: Path, wanted: Mapping[str, Any], overwrite: bool) -> None:
     """Make the folder ours; what another encoder or other settings have left there is an error, or removed."""
     if work.exists() and not (work / _LOCK).exists() and any(work.iterdir()):
         raise ArtifactError(f"{work} is in the way and not ours: what is half-done goes there; choose another OUT")
     work.mkdir(parents=True, exist_ok=True)
     with locked(work / _LOCK):
-        job, wanted = work / _JOB, asdict(treatment)
+        job = work / _JOB
         if job.exists():
             try:
                 found = json.loads(job.read_text(encoding="utf-8"))
@@ -70,19 +75,25 @@ def prepare_place(work: Path, treatment: Treatment, overwrite: bool) -> None:
 @contextlib.contextmanager
 def locked(path: Path, busy: str = "") -> Iterator[None]:
     """Hold a lock file; with `busy`, that is the error where another process goes on holding it."""
-    with path.open("a") as stream:
-        until = time.monotonic() + _PATIENCE
-        while busy:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        with path.open("a") as stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fcntl.flock(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise Busy(busy) from None
                 time.sleep(0.1)
-        else:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+                continue
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                yield
+                return
+        # the folder was put away while this waited, and another begun; where none was, FileNotFoundError has said so
+
+
+def check_there(work: Path) -> None:
+    """Raise FileNotFoundError if all was done and put away by another, as writing would make the folder anew."""
+    (work / _LOCK).stat()
 
 
 @contextlib.contextmanager
@@ -93,10 +104,10 @@ def keeping(work: Path, alone: bool) -> Iterator[None]:
     except Busy:
         raise
     except BaseException:
-        if any(work.glob(f"*/{MANIFEST}")):
+        if any(work.glob(_DONE)):
             note(f"what is done so far is kept in {work}; the same command goes on from there")
         elif alone and (work / _LOCK).exists():
-            shutil.rmtree(work)
+            _put_away(work)
         raise
 
 
@@ -122,8 +133,64 @@ def join(out: Path, names: Sequence[str], about: Mapping[str, Any], *, bad_lines
             return False
         shards = [open_artifact(work / name, SHARD, verify=False) for name in names]
         _write(out, shards, {**about, "made_from": made_from(names)}, bad_lines, overwrite)
-        shutil.rmtree(work)
+        _put_away(work)
     return True
+
+
+def clear(out: Path, names: Sequence[str]) -> None:
+    """Remove what is left of a run killed after it had written OUT, which has all these shards; no other's."""
+    work = place_of(out)
+    if (work / _LOCK).exists():
+        with contextlib.suppress(FileNotFoundError), locked(work / _LOCK):
+            if {path.parent.name for path in work.glob(_DONE)} <= set(names):
+                _put_away(work)
+    for left in work.parent.glob(f"{glob.escape(_aside(work))}*"):
+        _remove(left)
+
+
+def _put_away(work: Path) -> None:
+    """Remove the folder, seen by the others as there or not there: half removed, none could tell whose it is."""
+    aside = Path(tempfile.mkdtemp(prefix=_aside(work), dir=work.parent))
+    work.rename(aside)
+    _remove(aside)
+
+
+def _aside(work: Path) -> str:
+    return f".{work.name}.done-"
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another one removes it too
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def watched(work: Path, numbers: Collection[int], of: int, running: Bar) -> Iterator[None]:
+    """Advance a bar by the shards of these parts that appear: a task of Ray says nothing until it has done its part."""
+    seen: set[Path] = set()
+
+    def new() -> int:
+        count = 0
+        for path in set(work.glob(_DONE)) - seen:
+            if int(path.parent.name.partition("-")[0]) % of in numbers:
+                with contextlib.suppress(FileNotFoundError):  # made anew just now
+                    count += int(json.loads(path.read_text(encoding="utf-8"))["meta"]["count"])
+                    seen.add(path)
+        return count
+
+    def watch() -> None:
+        while not over.wait(_LOOK):
+            running.advance(new())
+
+    over, watcher = threading.Event(), threading.Thread(target=watch, daemon=True)
+    running.skip(new())
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        running.advance(new())
 
 
 def _write(out: Path, shards: Sequence[Artifact], about: Mapping[str, Any], bad_lines: float, overwrite: bool) -> None:
@@ -189,4 +256,4 @@ def _tell(out: Path, meta: Mapping[str, Any]) -> None:
 
 
 def _short(value: object) -> str:
-    return str(value)[:12]
+    return str(value)[:12] or "not given"

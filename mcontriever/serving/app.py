@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import UsageError, did_you_mean
+from ..errors import DataError, UsageError, did_you_mean
 from ..retrieval import Hit, Searcher
 from ..version import __version__
 
@@ -88,7 +88,9 @@ def make_app(searcher: Searcher) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         responses={code: {"model": Refusal} for code in (413, 422)},
-        exception_handlers=dict.fromkeys((HTTPException, RequestValidationError, UsageError, Exception), _explain),
+        exception_handlers=dict.fromkeys(
+            (HTTPException, RequestValidationError, UsageError, DataError, Exception), _explain
+        ),
     )
     app.add_middleware(BodyLimit)
     # One thread for all: the encoder is not made for two at once, and torch keeps a team of threads per caller.
@@ -125,7 +127,7 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
         return _refuse(error.status_code, error.detail, error.headers)
     if isinstance(error, RequestValidationError):
         return _refuse(422, "; ".join(map(_in_words, error.errors()[:3])))
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | DataError):
         return _refuse(422, str(error))
     return _refuse(500, "internal error; the server's log has it")  # Starlette raises it again, uvicorn writes it
 

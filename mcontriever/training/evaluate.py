@@ -135,6 +135,7 @@ def borrowed(engine: Engine, shell: Encoder) -> Iterator[Encoder]:
         try:
             yield shell
         finally:
+            shell.release()
             _set_weights(shell, {name: torch.empty_like(weight, device="meta") for name, weight in weights.items()})
 
 

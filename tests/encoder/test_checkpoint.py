@@ -93,6 +93,6 @@ def test_a_contract_is_not_overridden(ours: Path) -> None:
 
 
 def test_precision_is_checked(ours: Path) -> None:
-    assert load(ours, precision="bf16").precision == "bf16"
-    with pytest.raises(UsageError, match="fp32, bf16, fp16"):
-        load(ours, precision="int8")
+    assert load(ours, precision="fp16").precision == "fp16"
+    with pytest.raises(UsageError, match="fp32, bf16, fp16, int8"):
+        load(ours, precision="fp8")

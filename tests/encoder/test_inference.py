@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaModel
 
-from mcontriever.encoder import Encoder, attention, inference, layers
+from mcontriever.encoder import Encoder, agreement, attention, inference, layers, load, units
 from mcontriever.encoder.attention import Layout
 from mcontriever.encoder.inference import Frozen, can_freeze
 from mcontriever.errors import UsageError
 from mcontriever.pairs import Packed, pack
 
-needs_bf16 = pytest.mark.skipif(not inference.has_bf16(), reason="this processor has no bf16 units")
-needs_int8 = pytest.mark.skipif(not inference.has_int8(), reason="this processor has no int8 units")
+needs_bf16 = pytest.mark.skipif(not units.has_bf16(), reason="this processor has no bf16 units")
+needs_int8 = pytest.mark.skipif(not units.has_int8(), reason="this processor has no int8 units")
 LENGTHS = (1, 33, 7, 7, 64, 18)
 
 
@@ -116,7 +119,7 @@ def test_what_cannot_be_frozen_is_known(make_encoder: Callable[[], Encoder], mon
     assert not can_freeze(encoder.model, "fp16")
     encoder.model.encoder.layer[0].intermediate.intermediate_act_fn = torch.nn.GELU("tanh")
     assert not can_freeze(encoder.model, "fp32")  # another activation than the one that is fused
-    monkeypatch.setattr(inference, "has_bf16", lambda: False)
+    monkeypatch.setattr(units, "has_bf16", lambda: False)
     assert not can_freeze(make_encoder().model, "bf16")
 
 
@@ -179,13 +182,98 @@ def test_texts_in_fewer_bits(
 
 
 def test_int8_without_units_is_one_line(
-    make_encoder: Callable[[], Encoder], texts: list[str], monkeypatch: pytest.MonkeyPatch
+    make_encoder: Callable[[], Encoder], texts: list[str], saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "has_int8", lambda: False)
+    monkeypatch.setattr(units, "has_int8", lambda: False)
     encoder = make_encoder()
     encoder.precision = "int8"
-    with pytest.raises(UsageError, match="int8 needs a CPU with int8 units"):
+    with pytest.raises(UsageError, match="int8 needs a CPU with int8 units, but this processor has no"):
         encoder.encode_queries(texts)
+    with pytest.raises(UsageError, match="int8 needs a CPU with int8 units"):
+        load(saved, device="cpu", precision="int8")
+    with pytest.raises(UsageError, match="int8 needs a CPU with int8 units, but cuda is none"):
+        inference.refuse_int8("int8", torch.device("cuda"))
+
+
+def test_int8_is_for_texts_alone(make_encoder: Callable[[], Encoder], packed: Packed) -> None:
+    encoder = make_encoder()
+    encoder.precision = "int8"
+    with pytest.raises(UsageError, match="precision int8 is for encode_queries"):
+        encoder(packed)
+
+
+@needs_int8
+@torch.no_grad()
+def test_int8_without_bf16_has_fp32_between(
+    model: torch.nn.Module, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "has_bf16", lambda: False)
+    frozen, rows = Frozen(model, "int8"), embedded()
+    result = frozen(rows, layout)
+    assert result.dtype == torch.float32
+    assert 0.995 < worst_cosine(result, plain(model, rows, layout)) < 1 - 1e-7
+
+
+@needs_int8
+def test_what_int8_costs_is_told_of_int8(make_encoder: Callable[[], Encoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = make_encoder()
+    encoder.precision = "int8"
+    said = agreement.told(encoder)
+    assert said.startswith("int8: the cosine of a text's vector to its own in fp32 is ")
+    assert float(said.split(" is ")[1].split()[0]) > 0.98
+    assert encoder.precision == "int8"
+
+    def fails(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(agreement, "compare", fails)
+    with pytest.raises(RuntimeError):
+        agreement.told(encoder)
+    assert encoder.precision == "int8"
+
+
+def test_weights_made_in_inference_mode_are_frozen_too(make_encoder: Callable[[], Encoder], texts: list[str]) -> None:
+    expected = make_encoder().encode_passages(texts)
+    with torch.inference_mode():
+        encoder = make_encoder()
+        weights = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+        encoder.load_state_dict(weights, assign=True)
+        assert next(encoder.parameters()).is_inference()
+    np.testing.assert_array_equal(encoder.encode_passages(texts), expected)
+    kept = encoder._frozen
+    np.testing.assert_array_equal(encoder.encode_passages(texts), expected)
+    assert encoder._frozen is kept
+    assert kept is not None
+    encoder.release()
+    assert encoder._frozen is None
+
+
+def test_two_threads_encode_at_once(make_encoder: Callable[[], Encoder], texts: list[str]) -> None:
+    """In training mode, so that one that puts it back too early would give the other dropout."""
+    encoder = make_encoder()
+    expected = encoder.encode_passages(texts)
+    encoder.train()
+    begin, found = threading.Barrier(2), []
+
+    def work() -> None:
+        begin.wait()
+        found.extend(encoder.encode_passages(texts, batch_tokens=1) for _ in range(8))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 16
+    for vectors in found:
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert encoder.training
+
+
+def test_a_copy_has_a_lock_of_its_own(make_encoder: Callable[[], Encoder]) -> None:
+    encoder = make_encoder()
+    assert pickle.loads(pickle.dumps(encoder._turn)).lock is not encoder._turn.lock
+    assert copy.deepcopy(encoder)._turn is not encoder._turn
 
 
 def plainly(encoder: Encoder, texts: list[str]) -> np.ndarray:

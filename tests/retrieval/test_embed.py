@@ -1,81 +1,21 @@
 """Embedding in shards: whoever does them, however often it is stopped, the same bytes; and nothing mixed in silence."""
 
 import json
-import os
-import random
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import torch
+from embedding import COUNT, SHARD, asked, content, rows, write
 
 from mcontriever.artifact import open_artifact
-from mcontriever.corpus.tokenizer import Tokenizer
-from mcontriever.encoder import Encoder, ModelSettings, save
+from mcontriever.encoder import Encoder
 from mcontriever.errors import ArtifactError, DataError, SettingsError
-from mcontriever.retrieval import EmbedSettings, IndexSettings, Searcher, Vectors, build_index, embed
-
-WORDS = "river mountain lake bridge tower garden market harbour castle forest desert island".split()
-COUNT, SHARD = 23, 4
+from mcontriever.retrieval import IndexSettings, Searcher, Vectors, build_index, embed
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("mcontriever.artifact._sync", lambda path: None)  # dozens of tiny shards
-
-
-def make_model(folder, tokenizer, seed):
-    shape = ModelSettings(layers=1, hidden=16, heads=2, intermediate=32, max_positions=258)
-    encoder = Encoder.random(shape, tokenizer, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # fresh weights give all texts about the same vector
-        for parameter in encoder.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, 0.3, generator=generator)
-    save(encoder, folder)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder, tokenizer = tmp_path_factory.mktemp("models"), Tokenizer.train(WORDS * 9, 36)
-    for seed in (1, 2):
-        make_model(folder / str(seed), tokenizer, seed)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("corpus") / "corpus.en.jsonl", rows())
-
-
-@pytest.fixture(scope="module")
-def whole(models, corpus, tmp_path_factory):
-    """What is made without any stop, by one process."""
-    return embed(asked(models, corpus, tmp_path_factory.mktemp("whole") / "out"))
-
-
-def rows(count=COUNT):
-    chosen = random.Random(0)
-    return [
-        {"_id": f"p{number}", "title": "", "text": " ".join(chosen.choices(WORDS, k=chosen.randint(1, 12)))}
-        for number in range(count)
-    ]
-
-
-def write(file, lines):
-    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return file
-
-
-def asked(models, corpus, out, model=1, **changes):
-    plain = {"checkpoint": str(models / str(model)), "corpus": str(corpus), "out": str(out), "shard_passages": SHARD}
-    return EmbedSettings(**(plain | changes))
-
-
-def content(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def embedded(monkeypatch):
@@ -127,75 +67,6 @@ def test_few_shards_stay_open(whole, monkeypatch):
     assert len(few._opened) == 2
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_stopped_anywhere_it_goes_on_and_ends_with_the_same_bytes(whole, models, corpus, tmp_path, monkeypatch, seed):
-    real, chosen, calls = Encoder.stream, random.Random(seed), []
-
-    def fails_sometimes(self, passages, **options):
-        calls.append(passages[0].id)
-        if chosen.random() < 0.4:
-            raise RuntimeError("power cut")
-        return real(self, passages, **options)
-
-    monkeypatch.setattr(Encoder, "stream", fails_sometimes)
-    stops = 0
-    for _ in range(50):
-        try:
-            embed(asked(models, corpus, tmp_path / "out"))
-            break
-        except RuntimeError:
-            stops += 1
-    assert stops
-    assert len(calls) == 6 + stops  # what a stop costs is one shard
-    assert content(tmp_path / "out") == content(whole)
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_parts_done_apart_are_put_together_by_the_last(whole, models, corpus, tmp_path, capsys, order):
-    out = tmp_path / "out"
-    for place, number in enumerate(order):
-        assert not out.exists()
-        embed(asked(models, corpus, out, shard=f"{number}/3"))
-        if place < 2:
-            assert f"{2 * (place + 1)} of 6 shards are done" in capsys.readouterr().err
-    assert content(out) == content(whole)
-    embed(asked(models, corpus, out, shard="0/3"))
-    assert "kept" in capsys.readouterr().err
-
-
-def test_a_part_that_comes_too_late_finds_all_done(whole, models, corpus, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
-
-    def others_are_done(*_):
-        shutil.copytree(whole, out)
-
-    monkeypatch.setattr(sys.modules["mcontriever.retrieval.embed"], "prepare_place", others_are_done)
-    embed(asked(models, corpus, out, shard="7/8"))
-    assert "kept" in capsys.readouterr().err
-
-
-def test_a_second_run_of_the_same_waits_and_harms_nothing(models, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("mcontriever.retrieval.workplace._PATIENCE", 0.05)
-    out, real = tmp_path / "out", Encoder.stream
-    seen = []
-
-    def twice(self, passages, **options):
-        if not seen:
-            seen.append(passages)
-            with pytest.raises(ArtifactError, match="another process is doing part 0 of 1 of the same; wait for it"):
-                embed(asked(models, corpus, out))
-        return real(self, passages, **options)
-
-    monkeypatch.setattr(Encoder, "stream", twice)
-    assert len(Vectors.open(embed(asked(models, corpus, out)))) == COUNT
-
-
-@pytest.mark.slow
-def test_workers_do_the_same(whole, models, corpus, tmp_path):
-    embed(asked(models, corpus, tmp_path / "out", workers=2))
-    assert content(tmp_path / "out") == content(whole)
-
-
 def test_a_changed_line_costs_its_shard_only(models, tmp_path, monkeypatch, capsys):
     lines = rows()
     corpus = write(tmp_path / "corpus.en.jsonl", [*lines[:22], "{"])
@@ -211,7 +82,7 @@ def test_a_changed_line_costs_its_shard_only(models, tmp_path, monkeypatch, caps
     assert Vectors.open(clean).passages[9].text == "another text"
 
 
-@pytest.mark.parametrize("change", [{"model": 2}, {"precision": "bf16"}, {"dtype": "fp16"}])
+@pytest.mark.parametrize("change", [{"model": 2}, {"precision": "bf16"}, {"dtype": "fp16"}, {"shard_passages": 5}])
 def test_another_encoder_or_setting_is_never_mixed_in(models, corpus, whole, tmp_path, change):
     out = tmp_path / "out"
     embed(asked(models, corpus, out, shard="0/2"))
@@ -219,6 +90,7 @@ def test_another_encoder_or_setting_is_never_mixed_in(models, corpus, whole, tmp
         embed(asked(models, corpus, out, **change))
     embed(asked(models, corpus, out, overwrite=True, **change))
     assert content(out) != content(whole)
+    assert not out.with_name("out.shards").exists()
     assert content(out) == content(embed(asked(models, corpus, tmp_path / "clean", **change)))
     with pytest.raises(ArtifactError, match="made from other inputs"):
         embed(asked(models, corpus, out))
@@ -231,6 +103,25 @@ def test_other_passages_at_out_are_refused_before_anything_is_embedded(models, c
         embed(asked(models, other, whole))
     embed(asked(models, corpus, whole))
     assert counts == []
+
+
+def test_another_language_half_way_is_refused_and_named(models, corpus, tmp_path):
+    embed(asked(models, corpus, tmp_path / "out", shard="0/2"))
+    with pytest.raises(ArtifactError, match=r"\(language not given, now sw\)"):
+        embed(asked(models, corpus, tmp_path / "out", language="sw"))
+
+
+def test_overwriting_keeps_what_is_the_same_and_replaces_what_is_damaged(models, corpus, whole, tmp_path, monkeypatch):
+    counts, out = embedded(monkeypatch), tmp_path / "out"
+    shutil.copytree(whole, out)
+    embed(asked(models, corpus, out, overwrite=True))
+    assert counts == []
+    (out / "00001/vectors.npy").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match="vectors.npy"):
+        embed(asked(models, corpus, out))
+    embed(asked(models, corpus, out, overwrite=True))
+    assert sum(counts) == COUNT
+    assert content(out) == content(whole)
 
 
 def test_bad_lines_are_counted_located_and_limited(models, whole, tmp_path, capsys):
@@ -331,6 +222,8 @@ def test_a_folder_in_the_way_and_no_passages(models, corpus, tmp_path):
         ({"shard": "1"}, "shard must be I/N"),
         ({"corpus": "-", "workers": 2}, "standard input"),
         ({"corpus": "-", "ray": "auto"}, "standard input"),
+        ({"device": "cuda:1", "workers": 2}, "all would be put on cuda:1: give --device cuda"),
+        ({"device": "cuda:1", "ray": "auto"}, "all would be put on cuda:1: give --device cuda"),
         ({"bad_lines": -1}, "bad_lines must be 0 or more"),
         ({"dtype": "fp8"}, "dtype"),
         ({"language": "Swahili"}, "language must be a code"),
@@ -339,120 +232,3 @@ def test_a_folder_in_the_way_and_no_passages(models, corpus, tmp_path):
 def test_settings_that_make_no_sense(models, changes, said):
     with pytest.raises(SettingsError, match=said):
         asked(models, **({"corpus": "c", "out": "o"} | changes))
-
-
-KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-import mcontriever.encoder, mcontriever.encoder.texts  # what a child would else spend its time on
-from mcontriever.retrieval import EmbedSettings, embed
-
-def child(settings):
-    process = os.fork()  # nothing was computed yet, so there are no threads to lose
-    if not process:
-        torch.set_num_threads(1)
-        embed(settings)
-        os._exit(0)
-    return process
-
-def run(settings):
-    start = time.monotonic()
-    assert os.waitpid(child(settings), 0)[1] == 0
-    return time.monotonic() - start
-
-checkpoint, corpus, folder = sys.argv[1:]
-given = dict(checkpoint=checkpoint, corpus=corpus, shard_passages=1, device="cpu")
-lasts = run(EmbedSettings(out=folder + "/whole", **given))
-chosen, kills, done = random.Random(0), 0, 0
-killed = EmbedSettings(out=folder + "/killed", **given)
-while not Path(folder, "killed").exists():
-    process = child(killed)
-    time.sleep(chosen.uniform(0, lasts))
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    kills += 1
-    there = len(list(Path(folder).glob("killed.shards/*/manifest.json")))
-    assert there >= done or Path(folder, "killed").exists()
-    done = there
-    if kills == 12:
-        run(killed)
-run(killed)
-print(kills)
-"""
-
-
-@pytest.mark.slow
-def test_killed_at_random_points_it_ends_with_the_same_bytes(models, corpus, tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-c", KILLED, str(models / "1"), str(corpus), str(tmp_path)]
-    done = subprocess.run(arguments, capture_output=True, check=False, env=environment, timeout=1200)
-    assert done.returncode == 0, done.stderr.decode()
-    assert int(done.stdout) >= 1
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
-
-
-@pytest.mark.slow
-def test_ranks_of_a_launcher_share_the_work(models, corpus, whole, tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    given = [str(models / "1"), str(corpus), str(tmp_path / "out"), "--shard_passages", str(SHARD)]
-    command = [*launcher, "-m", "mcontriever", "--local_rank=0", "embed", *given]
-    subprocess.run(command, check=True, env=environment, timeout=900)
-    assert content(tmp_path / "out") == content(whole)
-
-
-@pytest.mark.slow
-def test_standard_input_is_read_once(models, corpus, whole, tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    given = [str(models / "1"), "-", str(tmp_path / "out"), "--shard_passages", str(SHARD), "--language", "en"]
-    command = [sys.executable, "-m", "mcontriever", "embed", *given]
-    with corpus.open("rb") as stream:
-        subprocess.run(command, check=True, env=environment, timeout=900, stdin=stream)
-    one, two = Vectors.open(whole), Vectors.open(tmp_path / "out")
-    np.testing.assert_array_equal(one.vectors[:], two.vectors[:])
-    assert list(one.passages) == list(two.passages)
-
-
-OVER_RAY = """
-import os, signal, subprocess, sys, threading, time
-from pathlib import Path
-import ray
-from ray.cluster_utils import Cluster
-from mcontriever.retrieval import EmbedSettings, embed
-
-checkpoint, corpus, out = sys.argv[1:]
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-other = cluster.add_node(num_cpus=4)
-ray.init(address=cluster.address, log_to_driver=False)
-work = Path(out + ".shards")
-
-def kill_a_node():
-    while len(list(work.glob("*/manifest.json"))) < 2 and not Path(out).exists():
-        time.sleep(0.05)
-    cluster.remove_node(other, allow_graceful=False)
-
-killer = threading.Thread(target=kill_a_node)
-killer.start()
-given = dict(checkpoint=checkpoint, corpus=corpus, out=out, shard_passages=1)
-settings = EmbedSettings(**given, ray=cluster.address, workers=3)
-embed(settings)
-killer.join()
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-@pytest.mark.slow
-def test_over_ray_a_killed_node_loses_no_passage(models, corpus, tmp_path):
-    pytest.importorskip("ray")
-    # in a network of its own, as a machine's own address may be one that nothing can be sent to
-    alone = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("Ray opens ports to all: this needs `unshare --map-root-user --net`, which this machine forbids")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    arguments = [sys.executable, "-c", OVER_RAY, str(models / "1"), str(corpus), str(tmp_path / "out")]
-    subprocess.run([*alone, *arguments], check=True, timeout=900, env=environment)
-    whole = embed(asked(models, corpus, tmp_path / "whole", shard_passages=1))
-    assert content(tmp_path / "out") == content(whole)

@@ -90,8 +90,9 @@ def test_a_bug_of_ours_is_a_500_that_tells_nothing_and_the_next_request_is_answe
     ("fields", "said"),
     [
         ({}, "q is missing; it is the question"),
-        ({"q": ""}, "query is empty; give at least one word"),
+        ({"q": ""}, "the query is empty; .* give it a text"),
         ({"q": " \u3000"}, "query is empty"),
+        ({"q": "\u200b"}, "query is empty"),
         ({"q": "x" * (LONGEST_QUERY + 1)}, f"q must have at most {LONGEST_QUERY} characters, got 'xxx"),
         ({"q": "x", "k": 0}, "k must be greater than or equal to 1, got "),
         ({"q": "x", "k": LARGEST_K + 1}, f"k must be less than or equal to {LARGEST_K}, got "),

@@ -130,6 +130,8 @@ def test_the_trained_weights_are_used_and_given_back(encoder):
         expected = encoder.encode_queries(texts)
         assert (shell.encode_queries(texts) == expected).all()
         assert not shell.training
+        assert shell._frozen is not None
+    assert shell._frozen is None, "a second copy of the layers would be kept through training"
     assert encoder.training
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in encoder.parameters())
     assert all(parameter.is_meta for parameter in evaluator._shell.parameters())

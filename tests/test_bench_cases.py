@@ -73,7 +73,7 @@ def test_every_call_of_the_loader_makes_its_batches_anew(
 def test_ours_and_the_naive_step_learn_the_same(quick: Callable[..., tuple[Any, Path]]) -> None:
     training = importlib.import_module("bench_training")
     settings, folder = quick()
-    ours, naive = training._pair(training.make(settings, folder, dropout=0.0), training._queue(settings), "fp32")
+    ours, naive = training._pair(training.make(settings, folder, dropout=0.0), training.queue_of(settings), "fp32")
     batches = training.crops(settings, folder, count=6)
     losses = [[side.step(batch) for side in (ours, naive)] for batch in batches]
     assert losses[0][0] != losses[1][0]

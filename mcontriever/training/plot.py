@@ -49,6 +49,8 @@ class PlotSettings:
     """folders of training runs, drawn over each other"""
     out: str = "curves.html"
     """picture to write: .html, .svg or .png"""
+    only: tuple[str, ...] = ()
+    """draw only the pictures whose titles begin so, such as Loss,MRR@10; by default all"""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -70,7 +72,7 @@ def plot(settings: PlotSettings) -> Path:
     """Draw what the runs have logged so far."""
     out = Path(settings.out)
     runs = [_read(Path(folder), name) for folder, name in zip(settings.runs, _names(settings.runs), strict=True)]
-    panels = list(_panels(runs))
+    panels = _chosen(list(_panels(runs)), settings.only)
     if out.suffix == ".html":
         write_text(out, _page(runs, panels))
     else:
@@ -78,6 +80,14 @@ def plot(settings: PlotSettings) -> Path:
         write_bytes(out, curves.picture(panels, legend, "svg" if out.suffix == ".svg" else "png"))
     sys.stdout.write(f"{out}: {len(panels)} pictures of {', '.join(run.name for run in runs)}\n")
     return out
+
+
+def _chosen(panels: list[Panel], only: Sequence[str]) -> list[Panel]:
+    for begins in only:
+        if not any(panel.title.startswith(begins) for panel in panels):
+            titles = ", ".join(panel.title for panel in panels)
+            raise UsageError(f"--only: no picture's title begins with {begins!r}; there are: {titles}")
+    return [panel for panel in panels if panel.title.startswith(tuple(only))] if only else panels
 
 
 def _read(folder: Path, name: str) -> Run:

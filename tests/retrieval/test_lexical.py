@@ -132,6 +132,7 @@ def test_saved_and_loaded_answers_the_same_with_the_same_bytes(tmp_path):
 def test_a_pickle_in_place_of_an_array_is_refused(tmp_path):
     with writing(tmp_path / "index", "index") as draft:
         LexicalIndex.build(PASSAGES).save(draft.folder)
+        # allow_pickle only here, to plant what loading must refuse
         np.save(draft.folder / "bm25/data.csc.index.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ArtifactError, match="damaged"):
         LexicalIndex.load(open_artifact(tmp_path / "index", "index"))

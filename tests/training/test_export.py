@@ -151,7 +151,7 @@ def _ask(output, out, first):
 def test_a_state_of_a_better_evaluation_is_saved_out_of_turn_and_kept(recipe, shards, tmp_path, monkeypatch):
     values = {1: 0.1, 3: 0.9, 4: 0.2, 5: 0.5}
 
-    def maybe(self, step, engine, log, *, last=False):
+    def maybe(self, step, engine, log, *, last=False, beat=None):
         return {"MRR@10 en": values[step]} if step in values else None
 
     monkeypatch.setattr(loop.Evaluator, "maybe", maybe)

@@ -96,6 +96,16 @@ def test_other_kinds_of_files(tmp_path, suffix, begins):
     assert out.read_bytes().startswith(begins)
 
 
+def test_only_what_was_asked_for_is_drawn(tmp_path):
+    run = str(write(tmp_path / "run", steps=2))
+    page = plot(PlotSettings(runs=(run,), out=str(tmp_path / "x.html"), only=("Loss", "MRR@10")))
+    drawn = titles(page.read_text())
+    assert drawn
+    assert {title.split()[0].rstrip(":") for title in drawn} == {"Loss", "MRR@10"}
+    with pytest.raises(UsageError, match=r"--only: no picture's title begins with 'Lost'; there are: Loss, "):
+        plot(PlotSettings(runs=(run,), out=str(tmp_path / "y.html"), only=("Loss", "Lost")))
+
+
 def test_what_cannot_be_drawn_is_said(tmp_path):
     with pytest.raises(DataError, match=r"nothere/metrics.jsonl: not there, or nothing in it yet"):
         plot(PlotSettings(runs=(str(tmp_path / "nothere"),)))

@@ -25,6 +25,7 @@ import torch
 from bench_cases import loader  # type: ignore[import-not-found]  # scripts/ is no package
 from bench_common import BenchSettings, Case  # type: ignore[import-not-found]
 from bench_encoding import CASES as ENCODING  # type: ignore[import-not-found]
+from bench_encoding import MISSING, ON_CPU
 from bench_training import CASES as TRAINING  # type: ignore[import-not-found]
 from bench_training import ON_GPU, PUBLISHED
 
@@ -112,9 +113,11 @@ def read(path: Path | str, run: dict[str, Any]) -> tuple[list[Result], list[str]
 def main(argv: list[str]) -> list[Result]:
     """Run the cases asked for, write the file after each, print the table."""
     asked = settings.parse(BenchSettings, argv, prog="scripts/bench.py")
-    cases = CASES | (ON_GPU if asked.gpu else {}) | (PUBLISHED if asked.reference else {})
+    cases = CASES | (ON_GPU if asked.gpu else ON_CPU) | (PUBLISHED if asked.reference else {})
     if asked.case:
         settings.one_of("case", asked.case, cases)
+    if MISSING:
+        sys.stderr.write(f"without {', '.join(MISSING)}, and so without their cases: pip install 'mcontriever[bench]'\n")
     names = [asked.case] if asked.case else list(cases)
     machine, commit = _machine(asked), _commit()
     run = {"machine": machine, "commit": commit} | dataclasses.asdict(asked)

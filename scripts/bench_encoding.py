@@ -1,12 +1,13 @@
 """The encoding cases of `make bench`: a model of XLM-R base's shape, passages to vectors, from text.
 
 The peer is sentence-transformers with the same weights: as it comes (fp32, batches of 32 in the order of length it
-chooses) and at its best (bf16, batches of 8). Vectors are compared before any time is taken. Letters: N texts.
+chooses) and at its best (bf16, batches of 8); or OpenVINO. Vectors are compared before any time is taken.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,21 @@ def int8(settings: BenchSettings, folder: Path) -> Case:
     return _case("encoding-int8", texts, ours, peer, "ours in bf16", 0.99, software="")
 
 
+def openvino(settings: BenchSettings, folder: Path, precision: str) -> Case:
+    """Ours against OpenVINO in the same precision; how near either is to ours in fp32 is told."""
+    from bench_openvino import BATCH, peer  # type: ignore[import-not-found]
+
+    encoder, texts = _model(settings, folder), _texts(settings)
+    ours, theirs = _ours(copy.deepcopy(encoder), precision), peer(settings, encoder, folder, precision)
+    exact = _ours(encoder, "fp32")(texts)
+    near = [_nearest(exact, encode(texts)) for encode in (ours, theirs)]
+    for whose, cosine, least in (("ours", near[0], 0.999), ("OpenVINO's", near[1], 0.9)):
+        _expect(f"encoding-openvino, {whose} in {precision}", cosine, least)
+    encoder.precision = precision  # so that the layers of fp32 are let go
+    told = f"OpenVINO, {precision}, batches of {BATCH[precision]}; cosine to fp32 ours {near[0]:.5f}, its {near[1]:.5f}"
+    return Case(f"encoding-openvino-{precision}", "passages/s", _turn(ours, texts), _turn(theirs, texts), told)
+
+
 def share(settings: BenchSettings, folder: Path) -> Case:
     """The arithmetic that ours does in a second in bf16, against a large product of matrices in bf16."""
     encoder, texts = _model(settings, folder), _texts(settings)
@@ -84,15 +100,25 @@ def _case(
     near: float,
     software: str = "sentence-transformers, ",
 ) -> Case:
-    first, second = ours(texts), peer(texts)
+    cosine = _nearest(ours(texts), peer(texts))
+    _expect(name, cosine, near)
+    peer_name = f"{software}{how}; cosine {cosine:.5f} or more"
+    return Case(name, "passages/s", _turn(ours, texts), _turn(peer, texts), peer_name)
+
+
+def _nearest(first: np.ndarray, second: np.ndarray) -> float:
+    """The lowest cosine of any text's two vectors."""
     cosines = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
-    if cosines.min() < near:
-        raise AssertionError(f"{name}: cosine to the peer's vectors {cosines.min():.6f}, expected {near} or more")
+    return float(cosines.min())
 
-    def turn(encode: Encode) -> Callable[[], float]:
-        return lambda: float(len(encode(texts)))
 
-    return Case(name, "passages/s", turn(ours), turn(peer), f"{software}{how}; cosine {cosines.min():.5f} or more")
+def _expect(name: str, cosine: float, least: float) -> None:
+    if cosine < least:
+        raise AssertionError(f"{name}: lowest cosine {cosine:.6f}, expected {least} or more; the vectors differ")
+
+
+def _turn(encode: Encode, texts: list[str]) -> Callable[[], float]:
+    return lambda: float(len(encode(texts)))
 
 
 def _texts(settings: BenchSettings) -> list[str]:
@@ -129,8 +155,18 @@ def _peer(encoder: Encoder, folder: Path, size: int, dtype: torch.dtype = torch.
     return encode
 
 
+def _has(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) for module in modules)
+
+
 Maker = Callable[[BenchSettings, Path], Case]
-SHARE: dict[str, Maker] = {"encoding-share": share}
-CASES: dict[str, Maker] = SHARE | ({"encoding-int8": int8} if has_bf16() and not lacking("int8") else {})
-if importlib.util.find_spec("sentence_transformers"):
+INT8 = has_bf16() and not lacking("int8")
+CASES: dict[str, Maker] = {"encoding-share": share}
+if _has("sentence_transformers"):
     CASES |= {"encoding-fp32": fp32, "encoding-best": best, "encoding-bf16": both_best}
+ON_CPU: dict[str, Maker] = {"encoding-int8": int8} if INT8 else {}
+if _has("openvino"):
+    ON_CPU["encoding-openvino-bf16"] = functools.partial(openvino, precision="bf16")
+    if INT8 and _has("nncf"):
+        ON_CPU["encoding-openvino-int8"] = functools.partial(openvino, precision="int8")
+MISSING = [name for name in ("sentence_transformers", "openvino", "nncf") if not _has(name)]

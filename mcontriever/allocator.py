@@ -25,9 +25,12 @@ _FIRST_GLIBC = (
 )  # those before refuse so large a threshold, and then no longer adapt their own: slower than nothing
 
 
-def restart() -> None:
-    """Replace this process by itself with the settings, once, unless there is a reason not to."""
-    if why_not() or not _is_command():
+def restart(*, anything: bool = False) -> None:
+    """Replace this process by itself with the settings, once, unless there is a reason not to.
+
+    With `anything` also a program that is none of our commands: only its own author may say so.
+    """
+    if why_not() or not (anything or _is_command()):
         return
     environment = {**os.environ, **SETTINGS, MARK: "set"}
     try:

@@ -29,7 +29,7 @@ from bench_encoding import MISSING, ON_CPU
 from bench_training import CASES as TRAINING  # type: ignore[import-not-found]
 from bench_training import ON_GPU, PUBLISHED
 
-from mcontriever import artifact, settings
+from mcontriever import allocator, artifact, settings
 from mcontriever.errors import UsageError, run_command
 
 CASES: dict[str, Callable[[BenchSettings, Path], Case]] = {
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> list[Result]:
     if asked.case:
         settings.one_of("case", asked.case, cases)
     if MISSING:
-        sys.stderr.write(f"without {', '.join(MISSING)}, and so without their cases: pip install 'mcontriever[bench]'\n")
+        sys.stderr.write(f"without {', '.join(MISSING)} and so without their cases: pip install 'mcontriever[bench]'\n")
     names = [asked.case] if asked.case else list(cases)
     machine, commit = _machine(asked), _commit()
     run = {"machine": machine, "commit": commit} | dataclasses.asdict(asked)
@@ -173,4 +173,5 @@ def _commit() -> str:
 
 
 if __name__ == "__main__":
+    allocator.restart(anything=True)  # as our commands do; the peers have the good of it too
     sys.exit(run_command(main))

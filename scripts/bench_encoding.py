@@ -122,7 +122,9 @@ def _turn(encode: Encode, texts: list[str]) -> Callable[[], float]:
 
 
 def _texts(settings: BenchSettings) -> list[str]:
-    return passages(16 if settings.quick else 2000 if settings.gpu else min(settings.texts, TEXTS))
+    return passages(  # type: ignore[no-any-return]
+        16 if settings.quick else 2000 if settings.gpu else min(settings.texts, TEXTS)
+    )
 
 
 def _model(settings: BenchSettings, folder: Path) -> Encoder:

@@ -21,12 +21,14 @@ from . import units
 from .attention import Layout, attend_each
 from .layers import PackedBertLayer, PackedXlmRobertaLayer
 
-_ROWS = 1024  # of int8's many small steps at a time, so that what lies between them stays in the cache
-_UNSIGNED_ZERO = 128
+_ROWS = 1024  # rows of a product, as oneDNN lays weights out for
+_UNSIGNED_ZERO = 128  # for oneDNN the activations are unsigned: with signed ones its product is 4000 times slower
 
 
 class _Fused:
     """oneDNN's product in one precision: (T, D) to (T, N)."""
+
+    step = 2**31  # rows at a time: all of them, for one product is all there is
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), _ROWS)
@@ -42,6 +44,8 @@ class _Fused:
 class _Int8:
     """A product of rows and weights rounded to 8 bits, each row and column by a scale of its own: (T, D) to (T, N)."""
 
+    step = _ROWS  # so that what lies between its many small steps stays in the cache
+
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self.scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127  # (N,)
         rounded = (weight / self.scale[:, None]).round().to(torch.int8)
@@ -50,21 +54,19 @@ class _Int8:
         self.bias, self.dtype = bias.to(dtype), dtype
 
     def __call__(self, rows: Tensor, then: str = "none") -> Tensor:
-        result = torch.cat([self._part(part) for part in rows.split(_ROWS)])
+        largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).float()
+        scale = largest.clamp_min(torch.finfo(torch.float32).tiny) / 127  # (T, 1)
+        # by way of signed numbers, because torch has no fast conversion to unsigned ones
+        signed = rows.to(torch.float32, copy=True).mul_(1 / scale).round_().to(torch.int8)
+        unsigned = signed.view(torch.uint8).bitwise_xor_(_UNSIGNED_ZERO)
+        product = torch.ops.onednn.qlinear_pointwise(
+            unsigned, 1.0, _UNSIGNED_ZERO, self.weight, self.scale, self.zeros, None, 1.0, 0, self.dtype, "none", [], ""
+        )
+        result = torch.addcmul(self.bias, product, scale.to(self.dtype))
         return F.gelu(result) if then == "gelu" else result
 
     def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
-        return self(rows) + residual
-
-    def _part(self, rows: Tensor) -> Tensor:
-        largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).float()
-        scale = largest.clamp_min(torch.finfo(torch.float32).tiny) / 127  # (T, 1)
-        # half a step above the zero point, because the conversion cuts: together they round
-        rounded = torch.addcmul(torch.tensor(_UNSIGNED_ZERO + 0.5), rows.float(), 1 / scale).to(torch.uint8)
-        product = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, _UNSIGNED_ZERO, self.weight, self.scale, self.zeros, None, 1.0, 0, self.dtype, "none", [], ""
-        )
-        return torch.addcmul(self.bias, product, scale.to(self.dtype))
+        return self(rows).add_(residual)
 
 
 class _Layer:
@@ -81,8 +83,13 @@ class _Layer:
         self.scaling = attention.scaling
 
     def __call__(self, rows: Tensor, layout: Layout) -> Tensor:
-        qkv = self.qkv(rows).view(len(rows), 3, self.heads, self.width)
+        step = self.qkv.step
+        qkv = _joined([self.qkv(part) for part in rows.split(step)]).view(len(rows), 3, self.heads, self.width)
         context = attend_each(qkv, layout, scaling=self.scaling).flatten(1)
+        return _joined([self._after(*parts) for parts in zip(context.split(step), rows.split(step), strict=True)])
+
+    def _after(self, context: Tensor, rows: Tensor) -> Tensor:
+        """What follows attention, of any rows of a batch."""
         rows = self.norms[0](self.out.plus(context, rows))
         return self.norms[1](self.down.plus(self.up(rows, "gelu"), rows))  # type: ignore[no-any-return]
 
@@ -139,6 +146,10 @@ def refuse_int8(precision: str, device: torch.device) -> None:
     why = units.lacking("int8") if device.type == "cpu" else f"{device} is none"
     if precision == "int8" and why:
         raise UsageError(f"precision int8 needs a CPU with int8 units, but {why}; take bf16 or fp32")
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _mark(weight: Tensor) -> tuple[int, int]:

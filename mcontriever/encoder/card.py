@@ -132,6 +132,8 @@ def encode(texts, max_length):
 
 {used}"""
     graph = f"""\
+from pathlib import Path
+
 import onnxruntime
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer

@@ -35,6 +35,7 @@ KIND = "checkpoint"
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _TEXTS = ["*.json", "*.model", "*.txt", "*.toml"]
 _WEIGHTS = ["*.safetensors", f"*_Dense/{PICKLED}"]
+_PICKLES = "pytorch_model*.bin"  # one, or several with an index
 REFERENCE = "checkpoint.pth"  # the name that the published training code gives to what it saves
 
 
@@ -150,7 +151,7 @@ def download(name: str, *, with_weights: bool = True) -> Path:
         patterns = [*_TEXTS, *_WEIGHTS] if with_weights else _TEXTS
         folder = Path(snapshot_download(asked["name"], revision=revision, allow_patterns=patterns))
         if with_weights and not any(folder.glob("*.safetensors")):
-            patterns = [*patterns, PICKLED]
+            patterns = [*patterns, _PICKLES]
             folder = Path(snapshot_download(asked["name"], revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         why = str(error).strip().splitlines()[0]

@@ -36,12 +36,24 @@ class _Graph(nn.Module):
         self.model = ARCHITECTURES[config.model_type][1](config, add_pooling_layer=False)
         self.model.set_attn_implementation("eager")
         self.model.load_state_dict(encoder.model.state_dict())
-        self.contract, self.projection = encoder.contract, encoder.projection
+        self.contract = encoder.contract
+        self.projection = None if encoder.projection is None else _Product(encoder.projection)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, S, D)
         pooled = pooling.pool_padded(hidden, attention_mask, self.contract.pooling)
         return pooling.finish(pooled, self.projection, self.contract)
+
+
+class _Product(nn.Module):
+    """A linear layer as MatMul and Add: ONNX Runtime's quantiser cannot turn a Gemm with weights beside the graph."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(linear.weight.T.contiguous()), linear.bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows @ self.weight + self.bias
 
 
 def require_libraries() -> None:

@@ -31,14 +31,14 @@ def pool_padded(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
-def finish(vectors: Tensor, projection: nn.Linear | None, said: Contract) -> Tensor:
+def finish(vectors: Tensor, projection: nn.Module | None, said: Contract) -> Tensor:
     """What follows pooling: (B, D) to (B, E), projected and brought to length one where the contract says so."""
     if projection is not None:
         vectors = project(vectors, projection, said.projection)
     return F.normalize(vectors, dim=-1) if said.normalise else vectors
 
 
-def project(vectors: Tensor, projection: nn.Linear, activation: str) -> Tensor:
+def project(vectors: Tensor, projection: nn.Module, activation: str) -> Tensor:
     """(B, D) to (B, E) in fp32: a linear map and what follows it, tanh or identity (nothing)."""
-    projected: Tensor = projection(vectors.to(projection.weight.dtype)).float()
+    projected: Tensor = projection(vectors.to(next(projection.parameters()).dtype)).float()
     return torch.tanh(projected) if activation == "tanh" else projected

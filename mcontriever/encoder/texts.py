@@ -42,7 +42,7 @@ def refuse_string(texts: object) -> None:
         raise DataError(f"expected a list of texts, got one text {texts[:40]!r}; write [text]")
 
 
-_EMPTY = "{} is empty; leave it out or give it a text (counted from 0)"
+_EMPTY = "{} is empty; leave it out or give it a text"
 
 
 def _text(text: object, where: str, expected: str = "a text") -> str:

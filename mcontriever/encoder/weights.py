@@ -21,7 +21,8 @@ from torch import Tensor
 
 from .contract import CheckpointError
 
-WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 MODEL, PROJECTION = "model.", "projection."  # what Encoder's own state_dict puts before the names of its two parts
 # Parts of a model that the vectors do not go through, and buffers that older versions of transformers saved.
 _UNUSED = re.compile(r"(pooler|lm_head|cls)\.|embeddings\.(position_ids|token_type_ids)$")
@@ -54,18 +55,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).is_file():
         return dict(_safetensors(folder / WEIGHTS))
     if (folder / INDEX).is_file():
-        parts = {inside(folder, part, INDEX) for part in _weight_map(folder / INDEX).values()}
-        return {name: tensor for part in sorted(parts) for name, tensor in _safetensors(part)}
-    if (folder / PICKLED).is_file():
-        sys.stderr.write(
-            f"{folder / PICKLED}: a pickle, of which only tensors are read; "
-            f"`mcontriever adopt` writes it anew as {WEIGHTS}, once for all\n"
-        )
-        content = unpickle(folder / PICKLED)
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise CheckpointError(f"{folder / PICKLED}: expected tensors by name")
-        return content
-    raise CheckpointError(f"{folder}: no weights in it; expected {WEIGHTS}, {INDEX} or {PICKLED}")
+        return {name: tensor for part in _parts(folder, INDEX) for name, tensor in _safetensors(part)}
+    index = (folder / PICKLED_INDEX).is_file()
+    pickles = _parts(folder, PICKLED_INDEX) if index else [folder / PICKLED] * (folder / PICKLED).is_file()
+    if not pickles:
+        names = ", ".join((WEIGHTS, INDEX, PICKLED))
+        raise CheckpointError(f"{folder}: no weights in it; expected {names} or {PICKLED_INDEX}")
+    sys.stderr.write(
+        f"{folder / (PICKLED_INDEX if index else PICKLED)}: pickles, of which only tensors are read; "
+        f"`mcontriever adopt` writes them anew as {WEIGHTS}, once for all\n"
+    )
+    return {name: tensor for path in pickles for name, tensor in _pickled(path).items()}
 
 
 def unpickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
@@ -122,11 +122,20 @@ def fill(encoder: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -
     encoder.load_state_dict({name: weights[bare(name)] for name in encoder.state_dict()}, assign=True)
 
 
-def _weight_map(path: Path) -> dict[str, Any]:
-    parts = read_json(path).get("weight_map")
+def _parts(folder: Path, index: str) -> list[Path]:
+    """The files that an index names."""
+    parts = read_json(folder / index).get("weight_map")
     if not (isinstance(parts, dict) and parts):
-        raise CheckpointError(f"{path}: weight_map must say which file holds which weight, got {str(parts)[:60]!r}")
-    return parts
+        told = str(parts)[:60]
+        raise CheckpointError(f"{folder / index}: weight_map must say which file holds which weight, got {told!r}")
+    return sorted({inside(folder, part, index) for part in parts.values()})
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    content = unpickle(path)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: expected tensors by name")
+    return content
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,17 +191,26 @@ def test_an_old_pickled_bert_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded.encode_queries(["a b c"])[0], expected, atol=1e-5)
 
 
-def test_weights_in_several_files_are_read(foreign: Path, encoder: Encoder, texts: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("index", "part", "write"),
+    [
+        ("model.safetensors.index.json", "model-{}.safetensors", save_file),
+        ("pytorch_model.bin.index.json", "pytorch_model-{}.bin", torch.save),
+    ],
+)
+def test_weights_in_several_files_are_read(
+    foreign: Path, encoder: Encoder, texts: list[str], index: str, part: str, write: Callable[[Any, Path], object]
+) -> None:
     weights = load_file(foreign / "model.safetensors")
     (foreign / "model.safetensors").unlink()
-    places = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(weights)}
-    for part in set(places.values()):
-        save_file({name: tensor for name, tensor in weights.items() if places[name] == part}, foreign / part)
-    (foreign / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    places = {name: part.format(number % 2) for number, name in enumerate(weights)}
+    for file in set(places.values()):
+        write({name: tensor for name, tensor in weights.items() if places[name] == file}, foreign / file)
+    (foreign / index).write_text(json.dumps({"weight_map": places}))
     loaded = load(foreign, device="cpu", **DOT)
     np.testing.assert_array_equal(loaded.encode_queries(texts), encoder.encode_queries(texts))
-    (foreign / "model-1.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-1\.safetensors"):
+    (foreign / part.format(1)).unlink()
+    with pytest.raises(CheckpointError, match=re.escape(part.format(1))):
         load(foreign, **DOT)
 
 

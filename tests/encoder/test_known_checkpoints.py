@@ -224,7 +224,7 @@ def test_a_pickle_is_read_with_a_word_and_adopted_as_safetensors(
     encoder = load(folder, device="cpu")
     assert (encoder.contract.pooling, encoder.contract.normalise, encoder.contract.similarity) == ("mean", False, "dot")
     said = capsys.readouterr().err
-    assert "pytorch_model.bin: a pickle, of which only tensors are read; `mcontriever adopt` writes it" in said
+    assert "pytorch_model.bin: pickles, of which only tensors are read; `mcontriever adopt` writes them" in said
     assert said.count("\n") == 1
     main(["adopt", str(folder), str(tmp_path / "ours")])
     capsys.readouterr()

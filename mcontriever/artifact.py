@@ -154,10 +154,10 @@ def is_artifact(path: Path | str, kind: str) -> bool:
 
 def sha256(path: Path, running: Bar | None = None) -> str:
     """The hash of a file's bytes; a bar given counts its `blocks`."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
             if running is not None:
                 running.advance()
     return digest.hexdigest()

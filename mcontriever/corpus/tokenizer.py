@@ -8,7 +8,6 @@ the Rust library underneath is used directly, a SentencePiece model is always la
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from ..artifact import write_text
 from ..errors import DataError
 from .beginnings import beginning, borders
+from .fingerprint import fingerprint
 from .sentencepiece_model import SentencePieceModel
 
 _JSON, _CONFIG, _WORDPIECE = "tokenizer.json", "tokenizer_config.json", "vocab.txt"
@@ -40,20 +40,6 @@ _PIECE_CHARACTERS = 1000
 _COVERAGE = 0.9998
 
 _CHARACTERS_PER_ID = 8  # more than text in any language has, seldom reached by tables and code
-
-# Two tokenizers are one if they hold the same vocabulary and agree on these: scripts, case, accents, width,
-# composition, white space, numbers, combining marks. (The library's own JSON changes from version to version.)
-_PROBES = (
-    "The Quick brown fox, 1234.5 % of naïve façades; don't — “stop”!",
-    "Nani aligundua penisilini?",
-    "مَن اكتشف البنسلين؟ ٱلْعَرَبِيَّة ١٢٣",
-    "Кто открыл пенициллин? Ёлка й",
-    "ペニシリンを発見したのは誰ですか。ﾊﾝｶｸ ＡＢＣ１２",
-    "Kuka löysi penisilliinin? İstanbul ǅ ﬁ ½ ²",
-    "पेनिसिलिन की खोज किसने की? ক্যালেন্ডার తెలుగు ภาษาไทย ភាសាខ្មែរ 페니실린 青霉素",
-    "e\u0301 \u1e69 s\u0323\u0307 \u00ad\u200b\u200d\ufeff x\u00a0y\u3000z\tw\u2028v  u",
-    "😀👩‍👩‍👧 €$ <a href='x'>&amp;</a> http://example.org/A_b?c=d",
-)
 
 
 class Tokenizer:
@@ -215,18 +201,8 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides ids: the vocabulary with its scores and merges, and the ids of probe texts."""
-        model = json.loads(self._backend.to_str())["model"]
-        vocabulary = model["vocab"]
-        if isinstance(vocabulary, dict):
-            vocabulary = sorted(vocabulary.items(), key=lambda item: item[1])
-        else:  # the library reads back a score from JSON with its last bit changed
-            scores = np.array([score for _, score in vocabulary], dtype=np.float32).tolist()
-            vocabulary = [[piece, score] for (piece, _), score in zip(vocabulary, scores, strict=True)]
-        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
         special = [self.bos, self.eos, self.pad, self.unk, self.mask]
-        probes = [row.tolist() for row in self.encode(_PROBES)]
-        text = json.dumps([model["type"], vocabulary, merges, special, probes], separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return fingerprint(self._backend.to_str(), special, self.encode)
 
     @classmethod
     def _of_sentencepiece(cls, serialized: bytes, origin: str) -> Tokenizer:

@@ -35,7 +35,7 @@ KIND = "checkpoint"
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 _TEXTS = ["*.json", "*.model", "*.txt", "*.toml"]
 _WEIGHTS = ["*.safetensors", f"*_Dense/{PICKLED}"]
-_PICKLES = "pytorch_model*.bin"  # one, or several with an index
+_PICKLES = "*pytorch_model*.bin"  # one, or several with an index; in some repositories in 0_Transformer
 REFERENCE = "checkpoint.pth"  # the name that the published training code gives to what it saves
 
 
@@ -150,7 +150,7 @@ def download(name: str, *, with_weights: bool = True) -> Path:
     try:
         patterns = [*_TEXTS, *_WEIGHTS] if with_weights else _TEXTS
         folder = Path(snapshot_download(asked["name"], revision=revision, allow_patterns=patterns))
-        if with_weights and not any(folder.glob("*.safetensors")):
+        if with_weights and not any(file for place in ("", "0_*/") for file in folder.glob(f"{place}*.safetensors")):
             patterns = [*patterns, _PICKLES]
             folder = Path(snapshot_download(asked["name"], revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:

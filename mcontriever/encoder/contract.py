@@ -87,6 +87,9 @@ class Contract:
     """A few texts with the ids the tokenizer gave them."""
 
     def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            if name != "golden" and type(getattr(self, name)) is not kind:
+                raise CheckpointError(f"contract: {name} must be {kind.__name__}, got {getattr(self, name)!r}")
         if self.pooling not in POOLINGS:
             raise CheckpointError(f"contract: pooling must be mean or cls, got {self.pooling!r}")
         if self.projection not in PROJECTIONS:
@@ -142,12 +145,10 @@ class Contract:
         if not isinstance(content, dict):
             raise CheckpointError(f"{path}: must hold one JSON object")
         hints = typing.get_type_hints(cls)
-        for key, value in content.items():
+        for key in content:
             if key not in hints:
                 near = did_you_mean(key, hints)
                 raise CheckpointError(f"{path}: unknown key {key!r} (a newer mcontriever's?); {near}")
-            if key != "golden" and type(value) is not hints[key]:
-                raise CheckpointError(f"{path}: {key} must be {hints[key].__name__}, got {value!r}")
         required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
         missing = [name for name in required if name not in content]
         if missing:

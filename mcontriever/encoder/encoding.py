@@ -264,6 +264,10 @@ def _prepare(
             failure = error
             break
     sequences = tokenizer.encode_beginnings(texts, max_length - 2) if texts else []
+    nothing = next((row for row, ids in enumerate(sequences) if not len(ids)), None)
+    if nothing is not None:  # rare: what cannot be seen was refused before
+        failure = DataError(f"{texts[nothing][:40]!r} has no token that the model knows; leave it out")
+        texts, sequences = texts[:nothing], sequences[:nothing]
     lengths = [min(len(ids) + 2, max_length) for ids in sequences]
     # Longest first: what does not fit into memory fails at once, not at the end.
     order = sorted(range(len(texts)), key=lambda row: -lengths[row])

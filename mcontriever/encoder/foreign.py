@@ -6,6 +6,8 @@ asked for. What we do not load is refused with the reason and with what to take 
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from .sentence_transformers_folder import MODULES, Dense
 from .weights import named, read_json, read_weights
 
 CONFIG = "config.json"
+_NOT_OURS = ("_attn_implementation", "attn_implementation")  # which kernels: ours are chosen here
+_TOLD = ("pooling", "similarity", "query_prefix", "passage_prefix")  # rules by which a copy is told from its model
 _CHOICES = {"pooling": POOLINGS, "similarity": SIMILARITIES}
 # What the published training code writes into a configuration, and the classes it writes it for.
 CONTRIEVER_POOLINGS = {"average": "mean", "mean": "mean", "cls": "cls"}
@@ -65,7 +69,26 @@ def find(folder: Path, name: str, given: Rules) -> Found:
                 f"{name}: its folder has {found or 'no'} projection, "
                 f"the model of that name {known.projection or 'none'}; download it again"
             )
+    else:
+        _tell_likeness(folder, rules, given)
+    for key, value in given.items():
+        if key in _TOLD and key in rules and rules[key] != value:  # type: ignore[literal-required]
+            sys.stderr.write(f"{name}: {key} {value!r} as you say, not {rules[key]!r} as {said_by} say\n")  # type: ignore[literal-required]
     return Found(transformer, config, complete(name, rules, given), dense, said_by)
+
+
+def _tell_likeness(folder: Path, rules: Rules, given: Rules) -> None:
+    """A copy of a known model by another path loses what only the registry knows of it; that must not go unsaid."""
+    cached = folder.parent.parent.name if folder.parent.name == "snapshots" else ""  # the hub's own cache
+    likely = registry.like(cached.removeprefix("models--").replace("--", "/", 1) or folder.name)
+    if not likely:
+        return
+    known, both = registry.KNOWN[likely].rules, {**rules, **given}
+    other = [f"{key} {value!r}" for key, value in known.items() if key in _TOLD and both.get(key, "") != value]
+    if other:
+        sys.stderr.write(
+            f"{folder}: is it {likely}? That is used with {', '.join(other)}; give these, or load it by name\n"
+        )
 
 
 def complete(name: str, said: Rules, given: Rules) -> Rules:
@@ -95,17 +118,24 @@ def read_config(folder: Path) -> Any:
         raise CheckpointError(
             f"{path}: its model is code that comes with it (auto_map); such code is never run here{instead}"
         )
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         why = f" ({known.why})" if known else ""
         loaded = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"{path}: model_type {kind!r} cannot be loaded{why}{instead}; known: {loaded}")
     try:
-        config = ARCHITECTURES[kind][0].from_dict(content)
+        config = ARCHITECTURES[kind][0].from_dict(
+            {key: value for key, value in content.items() if key not in _NOT_OURS}
+        )
         positions(config)
-        return config
+        eps = config.layer_norm_eps
     except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
         why = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not a configuration of {kind} ({why}); download the folder again") from error
+    if getattr(config, "is_decoder", False):
+        raise CheckpointError(f"{path}: is_decoder true cannot be loaded: its tokens see only those before them")
+    if not (isinstance(eps, int | float) and math.isfinite(eps) and eps > 0):
+        raise CheckpointError(f"{path}: layer_norm_eps must be a number above 0, got {eps!r}")
+    return config
 
 
 def refuse(name: str) -> None:
@@ -115,7 +145,7 @@ def refuse(name: str) -> None:
 
 
 def _contriever(path: Path, config: Any) -> Rules:
-    if config.pooling not in CONTRIEVER_POOLINGS:
+    if not isinstance(config.pooling, str) or config.pooling not in CONTRIEVER_POOLINGS:
         known = ", ".join(CONTRIEVER_POOLINGS)
         raise CheckpointError(f"{path}: pooling {config.pooling!r} cannot be loaded; known: {known}")
     rules = Rules(pooling=CONTRIEVER_POOLINGS[config.pooling])

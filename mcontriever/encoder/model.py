@@ -111,6 +111,10 @@ class Encoder(Encodes, nn.Module):
         self.attention_dropout = 0.0
         self._turn = _Turn()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the frozen layers, which are made again where they are needed."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_frozen", "_using")}
+
     @classmethod
     def random(
         cls, settings: ModelSettings, tokenizer: Tokenizer, *, seed: int = 0, **rules: typing.Unpack[Rules]

@@ -141,6 +141,11 @@ def find(name: str) -> Known | None:
     return _row(KNOWN, full_name(name).partition("@")[0])
 
 
+def like(name: str) -> str:
+    """The known model that a folder of this name, whole or its last part, is probably a copy of; empty if none."""
+    return next((known for known in KNOWN if "*" not in known and name in (known, known.partition("/")[2])), "")
+
+
 def full_name(name: str) -> str:
     """The hub's present name of a start that is called by its old one, at whatever @REVISION; others as they are."""
     short, at, revision = name.partition("@")

@@ -16,6 +16,7 @@ from .contract import POOLINGS, SIMILARITIES, CheckpointError, Rules
 from .weights import PROJECTION, inside, read_json, read_weights
 
 MODULES = "modules.json"
+_OWN = "sentence_transformers."  # how the names of its own modules begin
 _ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
 POOLING_MODES = {"cls": "cls_token", "mean": "mean_tokens"}
 """What versions up to 5 call a pooling; 6 calls it as we do."""
@@ -24,6 +25,12 @@ ACTIVATIONS = {"tanh": "torch.nn.modules.activation.Tanh", "identity": "torch.nn
 _POOLINGS = {name: pooling for pooling, mode in POOLING_MODES.items() for name in (pooling, mode)}
 _ACTIVATIONS = {place: activation for activation, place in ACTIVATIONS.items()}
 _TRANSFORMER = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json")
+_FOLLOWED = ("max_seq_length", "query_length", "document_length", "do_lower_case", "unpad_inputs")
+_PLAIN = {  # settings that say what we do anyway; with any other value, and under any other name, they are refused
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
 _USE = "config_sentence_transformers.json"
 _QUERY, _PASSAGE = ("query",), ("document", "passage", "corpus")  # the names of prompts, the first wins
 _VECTOR = "sentence_embedding"
@@ -84,6 +91,11 @@ def _places(folder: Path) -> dict[str, Path]:
         kind, place = said.get("type"), said.get("path")
         if not (isinstance(kind, str) and isinstance(place, str)):
             raise CheckpointError(f"{folder}/{MODULES}: a module must have a type and a path, got {str(module)[:60]!r}")
+        if not kind.startswith(_OWN):
+            raise CheckpointError(
+                f"{folder}/{MODULES}: module {kind} is code of another library or that comes with the checkpoint; "
+                f"such code is never run here, only sentence-transformers' own {', '.join(_ORDER)} are known"
+            )
         kind = kind.rpartition(".")[2]
         if kind not in _ORDER or kind in places:
             what = "a second" if kind in places else "module"
@@ -100,13 +112,9 @@ def _places(folder: Path) -> dict[str, Path]:
 def _transformer(folder: Path, room: int, rules: Rules) -> None:
     path = next((folder / name for name in _TRANSFORMER if (folder / name).is_file()), folder / _TRANSFORMER[0])
     said = read_json(path) if path.is_file() else {}
-    for key, plain in (
-        ("transformer_task", "feature-extraction"),
-        ("processing_kwargs", {}),
-        ("query_expansion", None),
-    ):
-        if said.get(key, plain) not in (plain, None):
-            raise CheckpointError(f"{path}: {key} {str(said[key])[:60]} cannot be followed")
+    for key, value in said.items():
+        if key not in _FOLLOWED and value not in (_PLAIN.get(key), None, {}, [], ""):
+            raise CheckpointError(f"{path}: {key} {str(value)[:60]} cannot be followed: vectors may come out otherwise")
     length = said.get("max_seq_length") or _tokenizer_length(folder / "tokenizer_config.json")
     for key, rule in (("query_length", "query_max_length"), ("document_length", "passage_max_length")):
         tokens = said.get(key) or length
@@ -162,6 +170,10 @@ def _plain(path: Path, *, optional: bool = False) -> dict[str, Any]:
 
 def _use(path: Path, rules: Rules) -> None:
     said = read_json(path) if path.is_file() else {}
+    if said.get("truncate_dim") is not None:
+        raise CheckpointError(
+            f"{path}: truncate_dim {said['truncate_dim']!r} cannot be followed: vectors are kept whole"
+        )
     prompts: Any = said.get("prompts") or {}
     if not (isinstance(prompts, dict) and all(isinstance(prompt, str) for prompt in prompts.values())):
         raise CheckpointError(f"{path}: prompts must be texts by name, got {str(prompts)[:60]!r}")

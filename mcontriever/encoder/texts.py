@@ -6,11 +6,14 @@ of which the contract keeps the beginning, and control characters among visible 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from ..errors import DataError
 
 _UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # control and format characters, white space
+_REPLACEMENT = "\ufffd"  # stands for what was lost in decoding; tokenizers drop it
+_SPECIAL = re.compile(r"</?s>|<(?:pad|mask)>|\[(?:CLS|SEP|PAD|MASK)\]")  # never part of what a text gives
 
 
 def as_query(query: object, where: str) -> str:
@@ -32,8 +35,10 @@ def as_passage(passage: object, where: str) -> tuple[str, str]:
 
 
 def is_visible(text: str) -> bool:
-    """Whether a text has anything in it but white space and control and format characters."""
-    return any(unicodedata.category(character) not in _UNSEEN for character in text)
+    """Whether a text has anything in it but white space, characters that cannot be seen, and special tokens."""
+    first = _first_seen(text)
+    # most texts are done here: only one that begins like a special token is looked through
+    return bool(first) and (first not in "<[" or bool(_first_seen(_SPECIAL.sub("", text))))
 
 
 def refuse_string(texts: object) -> None:
@@ -43,6 +48,11 @@ def refuse_string(texts: object) -> None:
 
 
 _EMPTY = "{} is empty; leave it out or give it a text"
+
+
+def _first_seen(text: str) -> str:
+    seen = (one for one in text if one != _REPLACEMENT and unicodedata.category(one) not in _UNSEEN)
+    return next(seen, "")
 
 
 def _text(text: object, where: str, expected: str = "a text") -> str:

@@ -7,11 +7,10 @@ Contriever's own fine-tuned weights came to be ignored. A weight that is no numb
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -55,7 +54,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).is_file():
         return dict(_safetensors(folder / WEIGHTS))
     if (folder / INDEX).is_file():
-        return {name: tensor for part in _parts(folder, INDEX) for name, tensor in _safetensors(part)}
+        return _together(folder / INDEX, (pair for part in _parts(folder, INDEX) for pair in _safetensors(part)))
     index = (folder / PICKLED_INDEX).is_file()
     pickles = _parts(folder, PICKLED_INDEX) if index else [folder / PICKLED] * (folder / PICKLED).is_file()
     if not pickles:
@@ -65,7 +64,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         f"{folder / (PICKLED_INDEX if index else PICKLED)}: pickles, of which only tensors are read; "
         f"`mcontriever adopt` writes them anew as {WEIGHTS}, once for all\n"
     )
-    return {name: tensor for path in pickles for name, tensor in _pickled(path).items()}
+    return _together(folder, (pair for path in pickles for pair in _pickled(path).items()))
 
 
 def unpickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
@@ -77,10 +76,12 @@ def unpickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
         # mapped, not read: next to the weights may lie an optimiser of twice their size
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        # torch's own message is a page, of which a line tells
-        told = re.search(r"GLOBAL ([\w.]*\w)", str(error)) or re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
-        said = told[1] if told else (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # whatever a stranger's bytes make the unpickler stumble over
+        # torch's own message is a page, of which a line tells; some of it is advice to run what is in the file
+        told = re.search(r"GLOBAL ([\w.]*\w)", str(error)) or re.search(r"WeightsUnpickler error: ([^\n]+)", str(error))
+        first = (str(error).splitlines() or [""])[0]
+        said = told[1] if told else "" if "weights_only" in first else first
+        said = said or type(error).__name__
         raise CheckpointError(f"{path}: damaged, or holds more than tensors ({said}); only tensors are read") from error
 
 
@@ -92,6 +93,11 @@ def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not _UNUSED.match(ours):
             # BERT's first checkpoints still have TensorFlow's names.
             ours = ours.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+            if ours in found:
+                raise CheckpointError(f"its weights hold {ours} twice, under two names; is it one model?")
+            if not tensor.is_floating_point():
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise CheckpointError(f"its weights hold {ours} in {kind}; quantised and complex ones cannot be loaded")
             found[ours] = tensor.float()
     return found
 
@@ -131,11 +137,25 @@ def _parts(folder: Path, index: str) -> list[Path]:
     return sorted({inside(folder, part, index) for part in parts.values()})
 
 
+def _together(origin: Path, pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, tensor in pairs:
+        if name in found:
+            raise CheckpointError(f"{origin}: {name} lies in two files of it; copy or download the folder again")
+        found[name] = tensor
+    return found
+
+
 def _pickled(path: Path) -> dict[str, Tensor]:
     content = unpickle(path)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: expected tensors by name")
+    if not isinstance(content, dict) or not all(map(_is_plain, content, content.values())):
+        raise CheckpointError(f"{path}: expected tensors by name, neither sparse, quantised nor without content")
     return content
+
+
+def _is_plain(name: object, value: object) -> bool:
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    return isinstance(name, str) and plain
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:

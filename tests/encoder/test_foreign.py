@@ -18,6 +18,7 @@ from mcontriever.cli import main
 from mcontriever.encoder import CheckpointError, Encoder, check, load
 from mcontriever.errors import ArtifactError, SettingsError, UsageError
 
+OWN = "sentence_transformers.models."
 DOT = {"pooling": "mean", "similarity": "dot"}
 
 
@@ -70,7 +71,7 @@ def test_check_finds_what_load_would(ours: Path, foreign: Path) -> None:
 
 def sentence_transformer(folder: Path, modules: list[str], pooling: str = "cls_token", **use: object) -> None:
     places = ["" if kind == "Transformer" else f"{i}_{kind}" for i, kind in enumerate(modules)]
-    rows = [{"path": place, "type": f"x.models.{kind}"} for place, kind in zip(places, modules, strict=True)]
+    rows = [{"path": place, "type": OWN + kind} for place, kind in zip(places, modules, strict=True)]
     (folder / "modules.json").write_text(json.dumps(rows))
     (folder / "1_Pooling").mkdir()
     modes = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens", "max_tokens")}
@@ -115,12 +116,12 @@ def test_other_modules_are_refused(foreign: Path, modules: list[str], pooling: s
     [
         ["Transformer"],
         [{"path": "1_Pooling"}],
-        [{"type": "x.Pooling"}],
-        [{"type": "x.Pooling", "path": 3}],
-        [{"type": "x.Pooling", "path": "../outside"}],
-        [{"type": "x.Pooling", "path": "a/../../outside"}],
-        [{"type": "x.Pooling", "path": "..\\outside"}],
-        [{"type": "x.Pooling", "path": "/etc"}],
+        [{"type": "sentence_transformers.models.Pooling"}],
+        [{"type": "sentence_transformers.models.Pooling", "path": 3}],
+        [{"type": "sentence_transformers.models.Pooling", "path": "../outside"}],
+        [{"type": "sentence_transformers.models.Pooling", "path": "a/../../outside"}],
+        [{"type": "sentence_transformers.models.Pooling", "path": "..\\outside"}],
+        [{"type": "sentence_transformers.models.Pooling", "path": "/etc"}],
     ],
 )
 def test_modules_that_make_no_sense_or_lead_outside_are_refused(foreign: Path, modules: list[object]) -> None:

@@ -105,6 +105,7 @@ def test_the_transformer_may_lie_in_a_folder_of_its_own(tiny: Callable[..., Path
 # From here on the folders are written by hand: what is refused needs no library to write it.
 TRANSFORMER, POOLING = "sentence_bert_config.json", "1_Pooling/config.json"
 USE, DENSE, NORMALIZE = "config_sentence_transformers.json", "2_Dense/config.json", "3_Normalize/config.json"
+OWN = "sentence_transformers.models."
 LINEAR = {"in_features": 16, "out_features": 12, "activation_function": "torch.nn.modules.activation.Tanh"}
 
 
@@ -112,7 +113,7 @@ LINEAR = {"in_features": 16, "out_features": 12, "activation_function": "torch.n
 def folder(tiny: Callable[..., Path]) -> Path:
     path = tiny()
     kinds = ("Transformer", "Pooling", "Dense", "Normalize")
-    rows = [{"path": f"{i}_{kind}" if i else "", "type": f"x.{kind}"} for i, kind in enumerate(kinds)]
+    rows = [{"path": f"{i}_{kind}" if i else "", "type": OWN + kind} for i, kind in enumerate(kinds)]
     (path / "modules.json").write_text(json.dumps(rows))
     for name, said in ((POOLING, {"pooling_mode": ["cls"]}), (DENSE, LINEAR), (NORMALIZE, {})):
         (path / name).parent.mkdir()
@@ -144,6 +145,14 @@ def test_a_folder_written_by_hand_is_whole(folder: Path) -> None:
             {"processing_kwargs": {"text": {"truncation": False}}},
             "processing_kwargs .* cannot be followed",
         ),
+        (TRANSFORMER, {"config_args": {"hidden_act": "relu"}}, "config_args .* cannot be followed"),
+        (TRANSFORMER, {"module_output_name": "other"}, "module_output_name other cannot be followed"),
+        (
+            TRANSFORMER,
+            {"modality_config": {"text": {"method": "forward", "method_output_name": ["hidden_states", 0]}}},
+            "modality_config .* cannot be followed",
+        ),
+        (USE, {"truncate_dim": 7}, "truncate_dim 7 cannot be followed"),
         (TRANSFORMER, {"max_seq_length": -1}, "max_seq_length must be a whole number, got -1"),
         (TRANSFORMER, {"query_length": "long"}, "query_length must be a whole number, got 'long'"),
         (DENSE, LINEAR | {"activation_function": "torch.nn.modules.activation.ReLU"}, r"activation .*ReLU cannot be"),
@@ -183,8 +192,17 @@ def test_a_prompt_left_out_of_the_pooling_is_refused_where_there_is_one(folder: 
     ],
 )
 def test_other_orders_are_refused(kinds: list[str], message: str, folder: Path) -> None:
-    (folder / "modules.json").write_text(json.dumps([{"path": "", "type": f"x.{kind}"} for kind in kinds]))
+    (folder / "modules.json").write_text(json.dumps([{"path": "", "type": OWN + kind} for kind in kinds]))
     with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", ["custom_st.Transformer", "pylate.models.Dense.Dense"])
+def test_modules_of_others_are_refused(kind: str, folder: Path) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules["Transformer" not in kind]["type"] = kind
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match=f"module {kind} is code of another library .* never run here"):
         load(folder)
 
 

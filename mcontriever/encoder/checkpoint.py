@@ -183,7 +183,7 @@ def _open(name: str, rules: Rules, *, with_weights: bool = True) -> _Opened:
             raise UsageError(f"{folder}: has a contract, which says how it must be used; leave out {', '.join(rules)}")
         artifact.open_artifact(folder, KIND)
         config, said, tokenizer = foreign.read_config(folder), Contract.read(folder), Tokenizer.load(folder)
-        return _Opened(config, said, tokenizer, lambda: named(read_weights(folder)), f"its {contract.FILE}")
+        return _Opened(config, said, tokenizer, lambda: named(read_weights(folder), folder), f"its {contract.FILE}")
     found = foreign.find(folder, name, rules)
     tokenizer = Tokenizer.load(found.folder)
     try:

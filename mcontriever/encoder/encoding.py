@@ -25,6 +25,7 @@ from ..pairs import Packed, pack
 from ..pairs.prefetch import prefetch
 from ..progress import bar
 from ..settings import in_range
+from .contract import positions
 from .texts import as_passage, as_query, refuse_string
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 class Encodes:
     """The part of an encoder that takes texts; what the model itself must have for it stands first."""
 
+    config: Any
     contract: Contract
     tokenizer: Tokenizer
     truncated: int = 0
@@ -152,6 +154,7 @@ class Encodes:
         in_range("batch_tokens", budget, 1, 1_000_000_000)
         size = max(256, budget // 8) if window is None else window
         in_range("window", size, 1, 1_000_000_000)
+        in_range("max_length", max_length, 3, positions(self.config))
         prepare = functools.partial(_prepare, self.tokenizer, text, max_length, budget, self.device, itertools.count())
         under_way: _UnderWay[Item] | None = None
         with contextlib.closing(_ahead(prepare, items, size)) as windows:

@@ -47,7 +47,7 @@ class Found:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights by our names."""
-        return named(read_weights(self.folder)) | (self.dense.weights() if self.dense else {})
+        return named(read_weights(self.folder), self.folder) | (self.dense.weights() if self.dense else {})
 
 
 def find(folder: Path, name: str, given: Rules) -> Found:
@@ -73,7 +73,7 @@ def find(folder: Path, name: str, given: Rules) -> Found:
         _tell_likeness(folder, rules, given)
     for key, value in given.items():
         if key in _TOLD and key in rules and rules[key] != value:  # type: ignore[literal-required]
-            sys.stderr.write(f"{name}: {key} {value!r} as you say, not {rules[key]!r} as {said_by} say\n")  # type: ignore[literal-required]
+            sys.stderr.write(f"{name}: {key} {value!r} as you say; {said_by}: {rules[key]!r}\n")  # type: ignore[literal-required]
     return Found(transformer, config, complete(name, rules, given), dense, said_by)
 
 

@@ -86,7 +86,11 @@ def read(path: Path) -> Reference:
     if isinstance(options, argparse.Namespace):
         options = vars(options)
     return Reference(
-        path, layout, step if isinstance(step, int) else 0, options if isinstance(options, dict) else {}, named(encoder)
+        path,
+        layout,
+        step if isinstance(step, int) else 0,
+        options if isinstance(options, dict) else {},
+        named(encoder, path),
     )
 
 

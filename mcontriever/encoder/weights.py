@@ -85,7 +85,7 @@ def unpickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
         raise CheckpointError(f"{path}: damaged, or holds more than tensors ({said}); only tensors are read") from error
 
 
-def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named(tensors: Mapping[str, Tensor], origin: Path) -> dict[str, Tensor]:
     """Tensors of a model by the names of the bare one, in fp32; those that no vector goes through are left out."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -94,10 +94,10 @@ def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             # BERT's first checkpoints still have TensorFlow's names.
             ours = ours.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
             if ours in found:
-                raise CheckpointError(f"its weights hold {ours} twice, under two names; is it one model?")
+                raise CheckpointError(f"{origin}: its weights hold {ours} twice, under two names; is it one model?")
             if not tensor.is_floating_point():
                 kind = str(tensor.dtype).removeprefix("torch.")
-                raise CheckpointError(f"its weights hold {ours} in {kind}; quantised and complex ones cannot be loaded")
+                raise CheckpointError(f"{origin}: its weights hold {ours} in {kind}, expected floating numbers")
             found[ours] = tensor.float()
     return found
 

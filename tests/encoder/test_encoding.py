@@ -198,3 +198,30 @@ def test_a_gpu_is_given_the_next_window_before_the_last_is_waited_for(
     vectors = np.concatenate([rows for _, rows in found])
     monkeypatch.undo()
     np.testing.assert_allclose(vectors, encoder.encode_queries(["a", "b", "c", "d", "e"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["</s>", "<s> <pad>", "\ufffd\ufffd", "[SEP] [CLS]"])
+def test_a_text_of_no_token_is_empty(encoder: Encoder, text: str) -> None:
+    with pytest.raises(DataError, match="query 1 is empty"):
+        encoder.encode_queries(["fine", text])
+
+
+def test_a_text_that_the_tokenizer_drops_ends_a_stream_after_those_before_it(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = encoder.tokenizer.encode_beginnings
+
+    def dropping(texts: list[str], count: int) -> list[Any]:
+        return [ids[:0] if text == "\ue000" else ids for text, ids in zip(texts, real(texts, count), strict=True)]
+
+    monkeypatch.setattr(encoder.tokenizer, "encode_beginnings", dropping)
+    stream = encoder.stream(["one", "two", "\ue000", "four"], text=str, max_length=16)
+    items, vectors = next(stream)
+    assert (items, len(vectors)) == (["one", "two"], 2)
+    with pytest.raises(DataError, match=r"'\\ue000' has no token that the model knows"):
+        next(stream)
+
+
+def test_a_stream_is_not_longer_than_the_model(encoder: Encoder) -> None:
+    with pytest.raises(SettingsError, match="max_length"):
+        list(encoder.stream(["a"], text=str, max_length=1000))

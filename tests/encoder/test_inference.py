@@ -282,3 +282,12 @@ def plainly(encoder: Encoder, texts: list[str]) -> np.ndarray:
     prepared = [encoder.contract.passage_text(text) for text in texts]
     with torch.no_grad():
         return encoder(pack(tokenizer.encode(prepared), tokenizer.bos, tokenizer.eos, limit)).numpy()
+
+
+def test_an_encoder_that_was_used_can_be_copied_and_pickled(
+    make_encoder: Callable[[], Encoder], texts: list[str]
+) -> None:
+    encoder = make_encoder()
+    expected = encoder.encode_queries(texts)
+    for again in (pickle.loads(pickle.dumps(encoder)), copy.deepcopy(encoder)):
+        np.testing.assert_array_equal(again.encode_queries(texts), expected)

@@ -256,3 +256,22 @@ def test_the_page_names_every_family() -> None:
         family = name.partition("/")[2].rstrip("*-").removesuffix("-base")
         stem = family.removeprefix("snowflake-").partition("-v2")[0].replace("nomic-embed-text", "nomic-embed")
         assert stem.lower().partition("-oss")[0] in page.replace("EmbeddingGemma", "embeddinggemma").lower(), name
+
+
+def test_what_only_the_registry_knows_of_a_copy_is_told(
+    tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tiny("multilingual-e5-base", room=512)
+    load(copy, device="cpu", pooling="mean", similarity="cosine")
+    said = capsys.readouterr().err
+    assert "is it intfloat/multilingual-e5-base? That is used with query_prefix 'query: ', passage_prefix" in said
+    load(copy, device="cpu", pooling="mean", similarity="cosine", query_prefix="query: ", passage_prefix="passage: ")
+    assert "is it" not in capsys.readouterr().err
+
+
+def test_a_contradiction_between_a_folder_and_its_user_is_told(
+    tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny(room=512, pooling="average", architectures=["Contriever"])
+    assert load(folder, device="cpu", pooling="cls").contract.pooling == "cls"
+    assert "pooling 'cls' as you say; its config.json: 'mean'" in capsys.readouterr().err

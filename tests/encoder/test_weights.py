@@ -91,3 +91,84 @@ def test_another_models_tokenizer_is_refused(tiny: Callable[..., Path], texts: l
     Tokenizer.train([*texts, *map(str.upper, texts)], 125).save(tiny("larger"))
     with pytest.raises(CheckpointError, match="the tokenizer knows 125 ids, the model 105"):
         load(xlm.parent / "larger", **DOT)  # type: ignore[arg-type]
+
+
+def as_int8(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return weights | {BIAS: weights[BIAS].to(torch.int8)}
+
+
+def under_two_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return weights | {f"roberta.{BIAS}": weights[BIAS] + 1}
+
+
+@pytest.mark.parametrize(("change", "message"), [(as_int8, f"{BIAS} in int8"), (under_two_names, f"{BIAS} twice")])
+def test_weights_that_would_be_taken_for_others_are_refused(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], message: str, tiny: Callable[..., Path]
+) -> None:
+    folder = tiny()
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message) as error:
+        load(folder, **DOT)  # type: ignore[arg-type]
+    assert str(folder) in str(error.value)
+
+
+def test_one_weight_in_two_files_is_refused(tiny: Callable[..., Path]) -> None:
+    folder = tiny()
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "a.safetensors")
+    save_file({BIAS: weights[BIAS] + 1}, folder / "b.safetensors")
+    places = dict.fromkeys(weights, "a.safetensors") | {BIAS: "b.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(CheckpointError, match=f"{BIAS} lies in two files"):
+        load(folder, **DOT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {1: torch.zeros(2)},
+        {"a": torch.zeros(2).to_sparse()},
+        {"a": torch.zeros(2, device="meta")},
+        [torch.zeros(2)],
+    ],
+)
+def test_pickles_of_other_tensors_are_refused(content: object, tiny: Callable[..., Path]) -> None:
+    folder = tiny(pickled=True)
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: ") as error:
+        load(folder, **DOT)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"is_decoder": True}, "is_decoder true cannot be loaded"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be a number above 0, got nan"),
+        ({"model_type": ["bert"]}, r"model_type \['bert'\] cannot be loaded"),
+        ({"pooling": ["average"]}, r"pooling \['average'\] cannot be loaded"),
+    ],
+)
+def test_settings_that_change_vectors_are_refused(
+    change: dict[str, object], message: str, tiny: Callable[..., Path]
+) -> None:
+    folder = tiny()
+    content = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        load(folder, **DOT)  # type: ignore[arg-type]
+
+
+def test_kernels_that_a_configuration_names_are_not_taken(tiny: Callable[..., Path], texts: list[str]) -> None:
+    folder = tiny()
+    expected = load(folder, **DOT).encode_queries(texts)  # type: ignore[arg-type]
+    content = json.loads((folder / "config.json").read_text()) | {"_attn_implementation": "flash_attention_2"}
+    (folder / "config.json").write_text(json.dumps(content))
+    assert (load(folder, **DOT).encode_queries(texts) == expected).all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rule", "value"), [("normalise", "yes"), ("query_prefix", None), ("query_max_length", "5")])
+def test_rules_of_another_kind_are_refused(rule: str, value: object, tiny: Callable[..., Path]) -> None:
+    with pytest.raises(CheckpointError, match=f"{rule} must be "):
+        load(tiny(), **(DOT | {rule: value}))  # type: ignore[arg-type]

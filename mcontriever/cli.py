@@ -86,9 +86,11 @@ def inspect(settings: InspectSettings) -> None:
     size = sum(facts["bytes"] for facts in found.files.values())
     lines = [f"{settings.path}: {found.kind}, complete, {len(found.files)} files, {size / 1e6:,.1f} MB"]
     if "contract.json" in found.files:
+        from .encoder.checkpoint import check
         from .encoder.contract import Contract
 
-        lines.append(Contract.read(path).in_words())
+        # what loading would complain of, inspecting does too; an ONNX graph is none of ours to load
+        lines.append((check(path) if found.kind == "checkpoint" else Contract.read(path)).in_words())
     meta = dict(found.meta)
     if found.kind == "token shards" and "report" in meta:
         from .corpus.report import read_back

@@ -154,10 +154,12 @@ class Contract:
         if missing:
             raise CheckpointError(f"{path}: missing {', '.join(missing)}")
         try:
+            if not content["golden"]:
+                raise ValueError("none")
             content["golden"] = tuple((str(text), tuple(map(int, ids))) for text, ids in content["golden"])
             return cls(**content)
         except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: golden must be a list of [text, [ids]] pairs") from error
+            raise CheckpointError(f"{path}: golden must be a list of [text, [ids]] pairs, not empty") from error
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
 

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from mcontriever import artifact
+from mcontriever.cli import main
 from mcontriever.corpus.tokenizer import Tokenizer
-from mcontriever.encoder import CheckpointError, Contract, Encoder, registry
+from mcontriever.encoder import CheckpointError, Contract, Encoder, load, registry, save
 from mcontriever.encoder.contract import FILE
 
 
@@ -102,3 +105,17 @@ def test_old_names_of_the_starts_are_found() -> None:
     assert registry.find("bert-base-multilingual-cased") is not None
     assert registry.find("bge-m3") is None
     assert registry.find("runs/model") is None
+
+
+def test_inspecting_complains_of_what_loading_would(encoder: Encoder, tmp_path: Path) -> None:
+    changed = encoder.contract.golden[0][0], (5, 5)
+    other = dataclasses.replace(encoder.contract, golden=(changed, *encoder.contract.golden[1:]))
+    folder = save(encoder, tmp_path / "ours")
+    with artifact.writing(tmp_path / "changed", "checkpoint") as draft:
+        for file in folder.iterdir():
+            if file.name not in ("manifest.json", "contract.json"):
+                shutil.copy(file, draft.folder)
+        other.save(draft.folder)
+    for complain in (load, lambda path: main(["inspect", str(path)])):
+        with pytest.raises(CheckpointError, match=r"the tokenizer turns .* the contract says \[5, 5\]"):
+            complain(tmp_path / "changed")

@@ -1,7 +1,7 @@
 """The encoding cases of `make bench`: a model of XLM-R base's shape, passages to vectors, from text.
 
 The peer is sentence-transformers with the same weights: as it comes (fp32, batches of 32 in the order of length it
-chooses) and at its best (bf16, batches of 8); or OpenVINO. Vectors are compared before any time is taken.
+chooses) and at its best (bf16, batches of 2); or OpenVINO. Vectors are compared before any time is taken.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def best(settings: BenchSettings, folder: Path) -> Case:
 
 def both_best(settings: BenchSettings, folder: Path) -> Case:
     """Both in bf16, the peer with the batch that suits it best."""
-    encoder, texts, size = _model(settings, folder), _texts(settings), 128 if settings.gpu else 8
+    encoder, texts, size = _model(settings, folder), _texts(settings), 128 if settings.gpu else 2
     peer = _peer(encoder, folder, size, torch.bfloat16)
     return _case("encoding-bf16", texts, _ours(encoder, "bf16"), peer, f"bf16, batches of {size}", 0.999)
 

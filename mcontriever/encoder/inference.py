@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..errors import UsageError
 from . import units
@@ -23,6 +24,19 @@ from .layers import PackedBertLayer, PackedXlmRobertaLayer
 
 _ROWS = 1024  # rows of a product, as oneDNN lays weights out for
 _UNSIGNED_ZERO = 128  # for oneDNN the activations are unsigned: with signed ones its product is 4000 times slower
+
+
+class _Updates:
+    """How often any optimizer of this process has stepped: fused ones change weights without torch counting it."""
+
+    count = 0
+
+    @classmethod
+    def add(cls, *_: object) -> None:
+        cls.count += 1
+
+
+register_optimizer_step_post_hook(_Updates.add)
 
 
 class _Fused:
@@ -102,6 +116,7 @@ class Frozen:
         half = precision == "bf16" or (precision == "int8" and units.has_bf16())
         dtype = torch.bfloat16 if half else torch.float32
         self.precision = precision
+        self._updates = _Updates.count
         self._weights = [(weakref.ref(weight), _mark(weight)) for weight in model.parameters()]
         product = _Int8 if precision == "int8" else _Fused
         make = functools.partial(product, dtype=dtype)
@@ -115,7 +130,7 @@ class Frozen:
         Not seen are writes through `.data`, and any to weights made under torch.inference_mode(): nothing counts those.
         """
         now = list(model.parameters())
-        same = len(now) == len(self._weights) and precision == self.precision
+        same = len(now) == len(self._weights) and (precision, _Updates.count) == (self.precision, self._updates)
         return same and all(
             ref() is weight and mark == _mark(weight) for weight, (ref, mark) in zip(now, self._weights, strict=True)
         )

@@ -291,3 +291,18 @@ def test_an_encoder_that_was_used_can_be_copied_and_pickled(
     expected = encoder.encode_queries(texts)
     for again in (pickle.loads(pickle.dumps(encoder)), copy.deepcopy(encoder)):
         np.testing.assert_array_equal(again.encode_queries(texts), expected)
+
+
+def test_weights_that_a_fused_optimizer_changed_are_noticed(
+    make_encoder: Callable[[], Encoder], texts: list[str]
+) -> None:
+    """Such a step leaves torch's own count of changes as it was."""
+    encoder, packed = make_encoder(), Packed.of([np.array([0, 5, 6, 2]), np.array([0, 7, 2])])
+    before = encoder.encode_queries(texts)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.01, fused=True)
+    encoder(packed).square().sum().backward()
+    optimizer.step()
+    after = encoder.encode_queries(texts)
+    assert np.abs(after - before).max() > 0.01
+    encoder.release()
+    np.testing.assert_array_equal(after, encoder.encode_queries(texts))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -140,7 +141,10 @@ def _varlen(device: torch.device, dtype: torch.dtype, width: int) -> Callable[..
     fits = dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256
     if not (fits and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
         return None
-    return importlib.import_module(_VARLEN).varlen_attn if importlib.util.find_spec(_VARLEN) else None
+    if not importlib.util.find_spec(_VARLEN):
+        return None
+    kernel: Callable[..., Tensor] = importlib.import_module(_VARLEN).varlen_attn
+    return kernel if "scale" in inspect.signature(kernel).parameters else None  # its first version had no scale
 
 
 def packed_attention(

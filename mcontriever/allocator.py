@@ -19,10 +19,8 @@ SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),  # … until so much of it is free at its end
     "MALLOC_TOP_PAD_": str(256 << 20),  # and grows by as much
 }
-_FIRST_GLIBC = (
-    2,
-    35,
-)  # those before refuse so large a threshold, and then no longer adapt their own: slower than nothing
+# Those before refuse so large a threshold, and then no longer adapt their own: slower than nothing.
+_FIRST_GLIBC = (2, 35)
 
 
 def restart(*, anything: bool = False) -> None:

@@ -2,8 +2,9 @@
 
 It holds weights, optimiser and options in one pickle. It is read without executing any of it: tensors and plain values
 are all that may be in there, besides the options' argparse.Namespace, which is turned into a dict at once. The code
-that wrote it loads with strict=False and takes the names of a fine-tuned encoder for those of an in-batch trainer's: it
-then starts from random weights and says nothing. Here the layout is told by the names, and every weight has its place.
+that wrote it loads around what does not fit, and takes the names of a fine-tuned encoder for those of an in-batch
+trainer's: it then starts from random weights and says nothing. Here the layout is told by the names, and every weight
+has its place.
 """
 
 from __future__ import annotations

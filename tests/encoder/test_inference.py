@@ -271,7 +271,7 @@ def test_two_threads_encode_at_once(make_encoder: Callable[[], Encoder], texts: 
 
 
 def test_a_copy_has_a_lock_of_its_own(make_encoder: Callable[[], Encoder]) -> None:
-    encoder = make_encoder()
+    encoder = make_encoder()  # a pickle made here and now: how multiprocessing hands an encoder on
     assert pickle.loads(pickle.dumps(encoder._turn)).lock is not encoder._turn.lock
     assert copy.deepcopy(encoder)._turn is not encoder._turn
 

@@ -19,6 +19,11 @@ BIAS = "encoder.layer.1.output.dense.bias"
 DOT = {"pooling": "mean", "similarity": "dot"}
 
 
+def configure(folder: Path, change: dict[str, object]) -> None:
+    content = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -36,8 +41,7 @@ def test_a_configuration_of_another_model_is_one_line(
     change: dict[str, object], message: str, tiny: Callable[..., Path]
 ) -> None:
     folder = tiny()
-    content = json.loads((folder / "config.json").read_text()) | change
-    (folder / "config.json").write_text(json.dumps(content))
+    configure(folder, change)
     with pytest.raises(CheckpointError, match=message) as error:
         load(folder, **DOT)  # type: ignore[arg-type]
     assert str(folder) in str(error.value)
@@ -154,8 +158,7 @@ def test_settings_that_change_vectors_are_refused(
     change: dict[str, object], message: str, tiny: Callable[..., Path]
 ) -> None:
     folder = tiny()
-    content = json.loads((folder / "config.json").read_text()) | change
-    (folder / "config.json").write_text(json.dumps(content))
+    configure(folder, change)
     with pytest.raises(CheckpointError, match=message):
         load(folder, **DOT)  # type: ignore[arg-type]
 
@@ -163,8 +166,7 @@ def test_settings_that_change_vectors_are_refused(
 def test_kernels_that_a_configuration_names_are_not_taken(tiny: Callable[..., Path], texts: list[str]) -> None:
     folder = tiny()
     expected = load(folder, **DOT).encode_queries(texts)  # type: ignore[arg-type]
-    content = json.loads((folder / "config.json").read_text()) | {"_attn_implementation": "flash_attention_2"}
-    (folder / "config.json").write_text(json.dumps(content))
+    configure(folder, {"_attn_implementation": "flash_attention_2"})
     assert (load(folder, **DOT).encode_queries(texts) == expected).all()  # type: ignore[arg-type]
 
 

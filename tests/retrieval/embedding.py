@@ -12,15 +12,19 @@ WORDS = "river mountain lake bridge tower garden market harbour castle forest de
 COUNT, SHARD = 23, 4
 
 
-def make_model(folder, tokenizer, seed):
-    shape = ModelSettings(layers=1, hidden=16, heads=2, intermediate=32, max_positions=258)
+def make_encoder(tokenizer, seed, max_positions=66):
+    shape = ModelSettings(layers=1, hidden=16, heads=2, intermediate=32, max_positions=max_positions)
     encoder = Encoder.random(shape, tokenizer, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():  # fresh weights give all texts about the same vector
         for parameter in encoder.parameters():
             if parameter.dim() == 2:
                 parameter.normal_(0, 0.3, generator=generator)
-    save(encoder, folder)
+    return encoder.eval()
+
+
+def make_model(folder, tokenizer, seed):
+    save(make_encoder(tokenizer, seed, max_positions=258), folder)
 
 
 def rows(count=COUNT):

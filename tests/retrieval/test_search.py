@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from embedding import make_encoder
 
 from mcontriever.artifact import open_artifact, sha256
 from mcontriever.corpus.formats import Passage
@@ -36,17 +37,6 @@ PASSAGES = [
     for number, (title, text) in enumerate(ROWS[code])
 ]
 QUERIES = ["what is coffee", "مشروب", "コーヒー"]
-
-
-def make_encoder(tokenizer, seed):
-    shape = ModelSettings(layers=1, hidden=16, heads=2, intermediate=32, max_positions=66)
-    encoder = Encoder.random(shape, tokenizer, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # fresh weights give all texts about the same vector
-        for parameter in encoder.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, 0.3, generator=generator)
-    return encoder.eval()
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ import torch
 from bench_common import BenchSettings, passages  # type: ignore[import-not-found]
 from transformers import AutoModel
 
-from mcontriever.encoder import Encoder, save
+from mcontriever.encoder import Encoder, pooling, save
 
 BATCH = {"bf16": 2, "int8": 4}
-CALIBRATION = 64  # texts that nncf sees
+CALIBRATION = 64  # texts that nncf sees, others than those that are measured
+MEASURED = 48
 
 
 class _Pooled(torch.nn.Module):
@@ -30,8 +31,7 @@ class _Pooled(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        there = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * there).sum(1) / there.sum(1)  # type: ignore[no-any-return]
+        return pooling.pool_padded(hidden, attention_mask, "mean")
 
 
 def peer(settings: BenchSettings, encoder: Encoder, folder: Path, precision: str) -> Callable[[list[str]], np.ndarray]:
@@ -44,7 +44,7 @@ def peer(settings: BenchSettings, encoder: Encoder, folder: Path, precision: str
     if precision == "int8":
         import nncf
 
-        texts = passages(16 if settings.quick else CALIBRATION)
+        texts = passages(MEASURED + (16 if settings.quick else CALIBRATION))[MEASURED:]
         batches = [batch for _, batch in _batches(encoder, texts, 1)]
         graph = nncf.quantize(graph, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER)
     wanted = {
@@ -71,10 +71,9 @@ def _batches(encoder: Encoder, texts: list[str], size: int) -> list[tuple[list[i
     found = []
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        longest = max(len(sequences[row]) for row in rows)
-        ids = np.full((len(rows), longest), tokenizer.pad, dtype=np.int64)  # (N, L)
-        for place, row in enumerate(rows):
-            ids[place, : len(sequences[row])] = sequences[row]
-        there = np.array([[column < len(sequences[row]) for column in range(longest)] for row in rows])
+        lengths = np.array([len(sequences[row]) for row in rows])
+        there = np.arange(lengths.max()) < lengths[:, None]  # (N, L)
+        ids = np.full(there.shape, tokenizer.pad, dtype=np.int64)
+        ids[there] = np.concatenate([sequences[row] for row in rows])
         found.append((rows, {"input_ids": ids, "attention_mask": there.astype(np.int64)}))
     return found
